@@ -1,0 +1,287 @@
+"""`sample`, `reconstruct`, `encode`, `interpolate`: what a trained model makes, as files."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lowerbound.cli.show import print_json, stdout
+from lowerbound.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lowerbound.model import VAE
+
+
+def sample(
+    run: Path, /, *, out: Path, n: int = 64, seed: int = 0, draw: bool = False, device: str = "auto", json: bool = False
+) -> None:
+    """Generate examples: z from the prior, x from the decoder.
+
+    Example: lowerbound sample runs/first --n 64 --out samples.png
+
+    Parameters
+    ----------
+    run
+        The run folder.
+    out
+        A .png grid, or .npz with the array x.
+    n
+        How many.
+    seed
+        Seeds the draws.
+    draw
+        Draw x from p(x|z) instead of showing its mean.
+    device
+        auto, cpu, cuda or mps.
+    json
+        Print one JSON document.
+    """
+    _check_suffix(out, (".png", ".npz"))
+    from lowerbound import tasks
+
+    vae = _model(run, device)
+    _write_pictures(out, {"x": tasks.sample(vae, n, seed=seed, draw=draw)})
+    _report(out, n, "samples", json)
+
+
+def reconstruct(
+    run: Path,
+    /,
+    *,
+    out: Path,
+    data: str | None = None,
+    split: str = "test",
+    n: int = 10,
+    draw: bool = False,
+    seed: int = 0,
+    data_dir: Path | None = None,
+    device: str = "auto",
+    json: bool = False,
+) -> None:
+    """Encode examples and decode them again.
+
+    Example: lowerbound reconstruct runs/first --out reconstructions.png
+
+    Parameters
+    ----------
+    run
+        The run folder.
+    out
+        A .png with the originals above their reconstructions, or .npz with the arrays x and reconstruction.
+    data
+        Another source than the run's own.
+    split
+        test, valid or train.
+    n
+        How many, from the first on.
+    draw
+        Draw z from q(z|x) and x from p(x|z) instead of taking their means.
+    seed
+        Seeds the draws.
+    data_dir
+        A folder in which named data sets are looked for first.
+    device
+        auto, cpu, cuda or mps.
+    json
+        Print one JSON document.
+    """
+    _check_suffix(out, (".png", ".npz"))
+    import torch
+
+    from lowerbound import figures, tasks
+    from lowerbound.cli.saved import open_saved
+    from lowerbound.training import resolve_device
+
+    if n < 1:
+        raise UsageError(f"A reconstruction needs at least 1 example; got --n {n}.")
+    saved = open_saved(run, data, data_dir)
+    source = saved.data.split(split)
+    vae = saved.vae.to(resolve_device(device))
+    x = source.examples(torch.arange(min(n, len(source)))).x
+    made = tasks.reconstruct(vae, x, seed=seed, draw=draw)
+    if out.suffix == ".png":
+        columns = min(len(x), 20)
+        rows = [part for pair in zip(x.split(columns), made.split(columns), strict=True) for part in pair]
+        padded = [torch.cat([r, r.new_ones(columns - len(r), *r.shape[1:])]) for r in rows]
+        figures.save_grid(torch.cat(padded), _ready(out), columns=columns)
+    else:
+        _write_pictures(out, {"x": x, "reconstruction": made})
+    _report(out, len(x), "reconstructions", json)
+
+
+def encode(
+    run: Path,
+    /,
+    *,
+    out: Path,
+    data: str | None = None,
+    split: str = "test",
+    draw: bool = False,
+    seed: int = 0,
+    data_dir: Path | None = None,
+    device: str = "auto",
+    json: bool = False,
+) -> None:
+    """Write the mean and standard deviation of q(z|x) for every example.
+
+    Example: lowerbound encode runs/first --out codes.npz
+
+    Parameters
+    ----------
+    run
+        The run folder.
+    out
+        A .npz with the arrays loc and scale (z, label), or .csv with a row an example.
+    data
+        Another source than the run's own.
+    split
+        test, valid or train.
+    draw
+        Add one draw z from q(z|x).
+    seed
+        Seeds the draws.
+    data_dir
+        A folder in which named data sets are looked for first.
+    device
+        auto, cpu, cuda or mps.
+    json
+        Print one JSON document.
+    """
+    _check_suffix(out, (".npz", ".csv"))
+    from lowerbound import tasks
+    from lowerbound.cli.saved import open_saved
+    from lowerbound.training import resolve_device
+
+    saved = open_saved(run, data, data_dir)
+    encoded = tasks.encode(saved.vae.to(resolve_device(device)), saved.data.split(split), seed=seed, draw=draw)
+    if out.suffix == ".csv":
+        _write_table(out, encoded)
+    else:
+        _write_pictures(out, encoded)
+    _report(out, len(encoded["loc"]), "codes", json)
+
+
+def interpolate(
+    run: Path,
+    /,
+    *,
+    out: Path,
+    from_: int = 0,
+    to: int = 1,
+    steps: int = 11,
+    data: str | None = None,
+    split: str = "test",
+    data_dir: Path | None = None,
+    device: str = "auto",
+    json: bool = False,
+) -> None:
+    """Decode a straight line between the codes of two examples.
+
+    Example: lowerbound interpolate runs/first --from 0 --to 7 --steps 11 --out line.png
+
+    Parameters
+    ----------
+    run
+        The run folder.
+    out
+        A .png strip, or .npz with the array x.
+    from_
+        The first example's place in the split.
+    to
+        The last example's place.
+    steps
+        Pictures, both ends included.
+    data
+        Another source than the run's own.
+    split
+        test, valid or train.
+    data_dir
+        A folder in which named data sets are looked for first.
+    device
+        auto, cpu, cuda or mps.
+    json
+        Print one JSON document.
+    """
+    _check_suffix(out, (".png", ".npz"))
+    import torch
+
+    from lowerbound import figures, tasks
+    from lowerbound.cli.saved import open_saved
+    from lowerbound.training import resolve_device
+
+    saved = open_saved(run, data, data_dir)
+    source = saved.data.split(split)
+    for name, place in (("--from", from_), ("--to", to)):
+        if not 0 <= place < len(source):
+            raise UsageError(
+                f"{name} should be from 0 to {len(source) - 1:,}, a place in the {split} split; got {place}."
+            )
+    ends = source.examples(torch.tensor([from_, to])).x
+    made = tasks.interpolate(saved.vae.to(resolve_device(device)), ends[0], ends[1], steps)
+    if out.suffix == ".png":
+        figures.save_grid(made, _ready(out), columns=len(made))
+    else:
+        _write_pictures(out, {"x": made})
+    _report(out, steps, "steps", json)
+
+
+def _model(run: Path, device: str) -> VAE:
+    from lowerbound.checkpoint import load
+    from lowerbound.training import resolve_device
+
+    return load(run).to(resolve_device(device))
+
+
+def _check_suffix(path: Path, known: tuple[str, ...]) -> None:
+    # Before anything is loaded or computed.
+    if path.suffix.lower() not in known:
+        raise UsageError(f"--out should end in {' or '.join(known)}; got {path}.")
+
+
+def _ready(path: Path) -> Path:
+    from lowerbound.checkpoint import disk_errors
+
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _write_pictures(path: Path, arrays: dict[str, Tensor]) -> None:
+    from lowerbound import figures
+    from lowerbound.checkpoint import write_file
+
+    if path.suffix == ".png":
+        figures.save_grid(arrays["x"], _ready(path))
+        return
+    import numpy as np
+
+    content = io.BytesIO()
+    named: dict[str, Any] = {name: value.numpy() for name, value in arrays.items()}
+    np.savez_compressed(content, **named)
+    write_file(path, content.getvalue())
+
+
+def _write_table(path: Path, encoded: dict[str, Tensor]) -> None:
+    from lowerbound.checkpoint import write_file
+
+    columns = ["row"]
+    for name, value in encoded.items():
+        width = value.flatten(1).shape[1] if value.ndim > 1 else 0
+        columns += [f"{name}_{i}" for i in range(width)] or [name]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    parts = [value.reshape(len(value), -1).tolist() for value in encoded.values()]
+    writer.writerows([i, *(v for part in row for v in part)] for i, row in enumerate(zip(*parts, strict=True)))
+    write_file(path, text.getvalue().encode())
+
+
+def _report(path: Path, count: int, what: str, json: bool) -> None:
+    if json:
+        print_json({"out": str(path), "n": count})
+    else:
+        stdout.print(f"Wrote {count:,} {what} to {path}")

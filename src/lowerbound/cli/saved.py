@@ -1,0 +1,49 @@
+"""A run and its data, as the verbs that work on a trained model need them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from lowerbound import spec
+from lowerbound.checkpoint import RunFolder
+from lowerbound.data import Data, View
+from lowerbound.errors import CheckpointError
+from lowerbound.experiment import notes_of
+from lowerbound.model import VAE
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A run and the data asked for.
+
+    Attributes:
+        vae: The model.
+        data: The source asked for, or the run's own, seen as in training.
+        notes: What a reader of its numbers must know.
+    """
+
+    vae: VAE
+    data: Data
+    notes: tuple[str, ...]
+
+
+def open_saved(run: Path, source: str | None = None, data_dir: Path | None = None) -> Saved:
+    """Opens a run with a source, by default the one it was trained on.
+
+    Raises:
+        CheckpointError: The folder is no run, or it is damaged.
+        DataError: The source cannot be had.
+    """
+    saved = RunFolder(run).read()
+    notes = list(notes_of(saved.record))
+    if not saved.finished:
+        notes.append("training has not ended: these are the weights of the last checkpoint")
+    described = saved.record["data"]
+    view = spec.build(described["view"])
+    if not isinstance(view, View):
+        raise CheckpointError(f"{run / 'run.json'} does not say how the data were seen; it is damaged.")
+    data = view.of(source or described["source"], data_dir)
+    if source is None and data.test.fingerprint != described["fingerprint"]["test"]:
+        notes.append(f"the test split of {data.name} is not the one of the training any more: its values have changed")
+    return Saved(saved.vae, data, tuple(notes))

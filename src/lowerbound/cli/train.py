@@ -1,0 +1,337 @@
+"""`train`: one command a recipe, whose options are the recipe's own settings and those of every training."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json as json_module
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import cyclopts
+from cyclopts import Parameter
+from docstring_parser import parse
+
+from lowerbound.cli.show import TrainingProgress, print_evaluation, print_json, print_note, stdout
+from lowerbound.errors import DivergedError, UsageError
+
+if TYPE_CHECKING:
+    from lowerbound.experiment import Experiment
+    from lowerbound.recipes import Run
+
+_PREEMPTED, _INTERRUPTED = 75, 130
+# After training the model is measured: enough draws to see the gap, few enough to take seconds.
+_CLOSING_SAMPLES, _CLOSING_EXAMPLES = 100, 1000
+_EPILOGUE = """Examples:
+
+  lowerbound train mlp --data mnist-5k --out runs/first
+  lowerbound train tutorial --data mnist --epochs 2 --out runs/tutorial
+  lowerbound train mlp --data mnist --out runs/wide --width 1024 --minutes 2
+  lowerbound train mlp --data mnist --out runs/mine --config settings.toml
+  lowerbound train package.module:function --data x.npz --out runs/own
+
+`lowerbound train RECIPE --help` explains every option of a recipe. Options can
+also stand in a TOML file (latent-dim = 32), given as --config FILE.toml.
+"""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A keyword of a recipe.
+
+    Attributes:
+        name: Its name in Python.
+        type: Its type.
+        default: Its default.
+        help: What the recipe's docstring says of it.
+    """
+
+    name: str
+    type: Any
+    default: Any
+    help: str
+
+    @property
+    def shown_default(self) -> Any:
+        """The default as people read it."""
+        return getattr(self.default, "value", self.default)
+
+
+@dataclass(frozen=True)
+class Common:
+    """The options of every training."""
+
+    data: str
+    out: Path
+    minutes: float | None
+    seed: int
+    precision: str | None
+    valid: int | None
+    data_dir: Path | None
+    device: str
+    resume: bool
+    overwrite: bool
+    save_every: float
+    log: tuple[str, ...]
+    json: bool
+
+
+_COMMON: dict[str, tuple[Any, Any, str]] = {
+    "data": (str, inspect.Parameter.empty, "mnist, fashion-mnist, mnist-5k, digits, or the path of a .npy or .npz."),
+    "out": (Path, inspect.Parameter.empty, "The run folder; never overwritten without being asked."),
+    "minutes": (float | None, None, "Train for so long instead of, or at most besides, --epochs."),
+    "seed": (int, 0, "Determines initial weights, order and noise."),
+    "precision": (str | None, None, "auto, fp32 or bf16; the recipe's own by default."),
+    "valid": (int | None, None, "Validation examples, the last of the training examples; the source's own by default."),
+    "data_dir": (Path | None, None, "A folder in which named data sets are looked for first."),
+    "device": (str, "auto", "auto, cpu, cuda or mps."),
+    "resume": (bool, False, "Go on with the run in --out exactly where it was saved; begin it if there is none."),
+    "overwrite": (bool, False, "Begin anew in a folder that is not empty."),
+    "save_every": (float, 30.0, "Seconds between checkpoints."),
+    "log": (tuple[str, ...], (), "Also report to a tracker: tensorboard."),
+    "json": (bool, False, "Print one JSON document at the end, and nothing else, on stdout."),
+}
+
+
+def build_train_app() -> cyclopts.App:
+    """Builds the `train` command with a command for each recipe."""
+    from lowerbound.recipes import RECIPES
+
+    app = cyclopts.App(
+        name="train",
+        help="Train a recipe on a data source, into a run folder.",
+        help_epilogue=_EPILOGUE,
+        help_format="plaintext",
+    )
+    app["--help"].group = app["--version"].group = ()
+    for name, recipe in RECIPES.items():
+        app.command(_command(name, recipe), name=name)
+    return app
+
+
+def with_user_recipe(app: cyclopts.App, tokens: list[str]) -> list[str]:
+    """Adds the command for a recipe given as `module:function`, and reads `--config`; returns the tokens left."""
+    if len(tokens) > 1 and tokens[0] == "train" and ":" in tokens[1]:
+        app["train"].command(_command(tokens[1], _import_recipe(tokens[1])), name=tokens[1])
+    return _without_config(app, tokens)
+
+
+def _import_recipe(name: str) -> Callable[..., Run]:
+    module, _, function = name.partition(":")
+    sys.path.insert(0, "")  # as `python -m` does: a recipe may lie in the current folder
+    try:
+        recipe: Callable[..., Run] = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(f"The recipe {name!r} cannot be imported: {error}. Give it as module:function.") from error
+    return recipe
+
+
+def _without_config(app: cyclopts.App, tokens: list[str]) -> list[str]:
+    """Takes `--config FILE.toml` out of the tokens and has its keys stand in for options that are not given."""
+    left = list(tokens)
+    for place, token in enumerate(tokens):
+        if token == "--config" or token.startswith("--config="):
+            given = token.partition("=")[2] if "=" in token else "".join(tokens[place + 1 : place + 2])
+            if not Path(given).is_file():
+                raise UsageError(
+                    f"--config should name a TOML file with options such as latent-dim = 32; got {given!r}."
+                )
+            app.config = (cyclopts.config.Toml(given, use_commands_as_keys=False, must_exist=True),)
+            del left[place : place + (1 if "=" in token else 2)]
+            break
+    return left
+
+
+def recipe_settings(recipe: Callable[..., Run]) -> list[Setting]:
+    """Returns the keywords of a recipe with their types, defaults and documentation."""
+    documented = {p.arg_name: p.description or "" for p in parse(recipe.__doc__ or "").params}
+    # Only the keywords' annotations are evaluated: that of the data would import torch.
+    scope = getattr(recipe, "__globals__", {})
+    return [
+        Setting(
+            name,
+            eval(p.annotation, scope) if isinstance(p.annotation, str) else p.annotation,
+            p.default,
+            documented.get(name, ""),
+        )
+        for name, p in inspect.signature(recipe).parameters.items()
+        if p.kind is p.KEYWORD_ONLY
+    ]
+
+
+def summary_of(recipe: Callable[..., Run]) -> str:
+    """Returns the first line of a recipe's docstring."""
+    return (inspect.getdoc(recipe) or "").partition("\n")[0]
+
+
+def _command(name: str, recipe: Callable[..., Run]) -> Callable[..., int]:
+    settings = {s.name: s for s in recipe_settings(recipe)}
+
+    def command(**given: Any) -> int:
+        chosen = {k: v for k, v in given.items() if k in settings and v is not None}
+        common = Common(**{k: given.get(k, _COMMON[k][1]) for k in _COMMON})
+        return _train(name, recipe, chosen, common)
+
+    def parameter(key: str, kind: Any, default: Any, text: str) -> inspect.Parameter:
+        # The options' own defaults are shown but not filled in, so that it is known what was really asked for.
+        required = default is inspect.Parameter.empty
+        option = f"--{key.replace('_', '-')}"
+        shown = (
+            text
+            if required or default in (None, False, ())
+            else f"{text} [default: {getattr(default, 'value', default)}]"
+        )
+        is_setting = key in settings
+        group = "Recipe" if is_setting else "Training"
+        shown_as = Parameter(name=option, help=shown, show_default=False, group=group)
+        accepted: Any = kind | None if is_setting else kind
+        annotation: Any = Annotated[accepted, shown_as]
+        value = None if is_setting else default
+        return inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=value, annotation=annotation)
+
+    parameters = [parameter(k, *v) for k, v in _COMMON.items() if k not in settings]
+    parameters += [parameter(s.name, s.type, s.default, s.help) for s in settings.values()]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {}
+    command.__doc__ = "\n\n".join(part.strip() for part in (inspect.getdoc(recipe) or "").split("Args:")[:1])
+    return command
+
+
+def _train(name: str, recipe: Callable[..., Run], settings: dict[str, Any], common: Common) -> int:
+    from lowerbound.checkpoint import RunFolder
+    from lowerbound.data import open_data
+    from lowerbound.experiment import Experiment, prepare
+    from lowerbound.trackers import open_trackers
+    from lowerbound.training import resolve_device
+
+    if common.resume and common.overwrite:
+        raise UsageError("--resume goes on with a run and --overwrite throws it away: give one of them.")
+    device = resolve_device(common.device)
+    folder = RunFolder(common.out)
+    folder.check_free(may_exist=common.resume or common.overwrite)
+    source = open_data(common.data, data_dir=common.data_dir, num_valid=common.valid)
+    run = prepare(recipe, source, settings, _changes(common))
+    with folder.locked():
+        experiment = Experiment(
+            run,
+            folder,
+            device=device,
+            provenance={
+                "recipe": name,
+                "settings": {s.name: _plain(settings.get(s.name, s.default)) for s in recipe_settings(recipe)},
+                "command": ["lowerbound", *sys.argv[1:]],
+            },
+            trackers=open_trackers(common.log, common.out),
+            save_every=common.save_every,
+        )
+        if common.resume and folder.exists():
+            experiment.resume()
+            print_note(f"Going on from update {experiment.state.step:,} of the run in {common.out}.")
+        else:
+            if common.resume:
+                print_note(f"There is no run in {common.out} yet: beginning it.")
+            experiment.begin(overwrite=common.overwrite)
+        return _carry_out(experiment, common)
+
+
+def _changes(common: Common) -> dict[str, Any]:
+    from lowerbound.training import Precision
+
+    changes: dict[str, Any] = {"seed": common.seed}
+    if common.minutes is not None:
+        changes["minutes"] = common.minutes
+    if common.precision is not None:
+        known = [p.value for p in Precision]
+        if common.precision not in known:
+            raise UsageError(f"--precision should be one of {', '.join(known)}; got {common.precision!r}.")
+        changes["precision"] = Precision(common.precision)
+    return changes
+
+
+def _carry_out(experiment: Experiment, common: Common) -> int:
+    with _signals(experiment) as caught, TrainingProgress() as progress:
+        try:
+            for update in experiment.updates():
+                progress.show(update)
+        except DivergedError as error:
+            raise DivergedError(f"{error} What was saved in {common.out} is intact.") from error
+    if experiment.stopped:
+        status = _INTERRUPTED if signal.SIGINT in caught else _PREEMPTED
+        step = experiment.state.step
+        print_note(f"Stopped and saved at update {step:,}. The same command with --resume goes on from there.")
+        if common.json:
+            print_json({"run": str(common.out), "finished": False, "step": step})
+        return status
+    _close(experiment, common)
+    return 0
+
+
+def _close(experiment: Experiment, common: Common) -> None:
+    """Draws the figures, measures the model on validation (or training, if that is all there is), and says so."""
+    from lowerbound.evaluation import evaluate
+    from lowerbound.experiment import notes_of
+
+    written = experiment.draw_figures()
+    data, folder = experiment.run.data, experiment.folder
+    split = "train" if data.valid is None else "valid"
+    saved = folder.read()
+    result = evaluate(
+        saved.vae,
+        data.split(split),
+        num_samples=_CLOSING_SAMPLES,
+        limit=_CLOSING_EXAMPLES,
+        notes=notes_of(saved.record),
+    )
+    seconds = experiment.state.seconds
+    if common.json:
+        print_json(
+            {
+                "run": str(common.out),
+                "finished": True,
+                "step": experiment.state.step,
+                "seconds": round(seconds, 3),
+                "metrics": folder.read_metrics()[-1],
+                split: result.to_json(),
+                "figures": [str(path) for path in written],
+            }
+        )
+        return
+    print_evaluation(f"{common.out}: {data.name}, {len(data.split(split)):,} {split} examples", result)
+    stdout.print(f"Trained for {seconds:.0f} s, {experiment.state.step:,} updates.")
+    stdout.print("Figures:", *(str(path) for path in written), sep="\n  ")
+    stdout.print(f"Next: lowerbound evaluate {common.out} --samples 1000   (the test split, with log p(x))")
+
+
+@contextmanager
+def _signals(experiment: Experiment) -> Iterator[list[int]]:
+    """Has SIGTERM, SIGUSR1 and the first Ctrl-C save and stop; a second Ctrl-C stops at once."""
+    caught: list[int] = []
+
+    def handle(number: int, _frame: object) -> None:
+        if caught and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        caught.append(number)
+        experiment.stop = True
+
+    numbers = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, n)]
+    before = {number: signal.signal(number, handle) for number in numbers}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _plain(value: Any) -> Any:
+    """Returns a setting as JSON can hold it."""
+    value = getattr(value, "value", value)
+    try:
+        json_module.dumps(value)
+    except TypeError:
+        return str(value)
+    return value

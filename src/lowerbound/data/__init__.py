@@ -1,0 +1,31 @@
+"""Data: from sources to batches of x.
+
+`open_data("mnist")` gives `Data(train, valid, test)`, three `Source`s. A source gathers many examples by index in one
+call and decodes them on the device; `batches` walks through one in a given order, and the order of an epoch is a pure
+function of `(seed, epoch)`.
+"""
+
+from lowerbound.data.binarise import Binarise
+from lowerbound.data.named import NAMED
+from lowerbound.data.open import SPLITS, Data, View, open_data
+from lowerbound.data.order import derive_seed, epoch_order, generator
+from lowerbound.data.source import ArraySource, Batch, Source, Support, batches, check_support, mean
+
+__all__ = [
+    "NAMED",
+    "SPLITS",
+    "ArraySource",
+    "Batch",
+    "Binarise",
+    "Data",
+    "Source",
+    "Support",
+    "View",
+    "batches",
+    "check_support",
+    "derive_seed",
+    "epoch_order",
+    "generator",
+    "mean",
+    "open_data",
+]

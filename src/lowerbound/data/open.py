@@ -1,0 +1,211 @@
+"""From a source's name or path to its three splits.
+
+`train` is learned from, `valid` selects (early stopping, hyperparameters), and `test` is looked at once, at the end.
+Validation is the tail of the training examples.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lowerbound.data.binarise import Binarise
+from lowerbound.data.named import NAMED
+from lowerbound.data.order import generator
+from lowerbound.data.source import ArraySource, Source, Support
+from lowerbound.errors import DataError, UsageError, did_you_mean
+
+SPLITS = ("train", "valid", "test")
+# A file without splits of its own is split 80/10/10 in an order drawn with this seed.
+_FILE_SEED = 1
+
+
+@dataclass(frozen=True)
+class View:
+    """How a source is looked at: what was asked of its splits, so that it can be asked again.
+
+    Attributes:
+        num_valid: Validation examples asked for; None for the source's own number.
+        joined: Whether validation was given back to training.
+        binarise: How grey values become binary.
+        seed: Seeds the fixed draws of a binarisation.
+    """
+
+    num_valid: int | None = None
+    joined: bool = False
+    binarise: Binarise = Binarise.NONE
+    seed: int = 0
+
+    def of(self, source: str, data_dir: Path | None = None) -> Data:
+        """Opens a source and looks at it this way."""
+        data = open_data(source, data_dir=data_dir, num_valid=self.num_valid)
+        if self.joined:
+            data = data.joined()
+        return data.binarised(self.binarise, self.seed)
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set in its three splits.
+
+    Attributes:
+        name: The source's name, or its path.
+        train: What is learned from.
+        valid: What selects; None when every training example is learned from.
+        test: What is measured on, in the end.
+        view: How the splits were made from the source.
+    """
+
+    name: str
+    train: Source
+    valid: Source | None
+    test: Source
+    view: View = View()
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """The shape of one x."""
+        return self.train.event_shape
+
+    @property
+    def support(self) -> Support:
+        """The values that x can take."""
+        return self.train.support
+
+    def split(self, name: str) -> Source:
+        """Returns the split called `name`.
+
+        Raises:
+            UsageError: There is no such split.
+        """
+        if name not in SPLITS:
+            raise UsageError(f"There is no split {name!r}. {did_you_mean(name, SPLITS)}")
+        source: Source | None = getattr(self, name)
+        if source is None:
+            raise UsageError(
+                f"This run learned from all training examples, so there is no {name} split to look at; "
+                "use --split test or --split train."
+            )
+        return source
+
+    def joined(self) -> Data:
+        """Returns the data with validation given back to training: nothing is left to select on."""
+        view = replace(self.view, joined=True)
+        if self.valid is None:
+            return replace(self, view=view)
+        if not (isinstance(self.train, ArraySource) and isinstance(self.valid, ArraySource)):
+            raise UsageError("Join the splits before they are binarised.")
+        return replace(self, train=self.train.joined(self.valid), valid=None, view=view)
+
+    def binarised(self, how: Binarise, seed: int = 0) -> Data:
+        """Returns the data binarised: for training as asked, for validation and test by one fixed draw.
+
+        Args:
+            how: `NONE` returns the data unchanged.
+            seed: Seeds the fixed draws, each split with its own.
+        """
+        return replace(
+            self,
+            view=replace(self.view, binarise=how, seed=seed),
+            train=how.for_training(self.train, seed),
+            valid=None if self.valid is None else how.for_judging(self.valid, seed + 1),
+            test=how.for_judging(self.test, seed + 2),
+        )
+
+
+def open_data(source: str, *, data_dir: Path | None = None, num_valid: int | None = None) -> Data:
+    """Opens a data set by name or path.
+
+    Args:
+        source: A name (`mnist`, `fashion-mnist`, `mnist-5k`, `digits`), or the path of a `.npy` or `.npz` file.
+        data_dir: A folder in which named data sets are looked for first.
+        num_valid: How many of the last training examples are for validation; by default 5,000 of MNIST's 60,000, and
+            about a tenth elsewhere.
+
+    Raises:
+        DataError: The source is unknown, broken or cannot be had.
+        UsageError: `num_valid` leaves nothing to train on.
+    """
+    if source in NAMED:
+        named = NAMED[source]
+        learned, test = named.load(data_dir)
+        default = named.valid
+    else:
+        learned, test = _open_file(source)
+        default = len(learned) // 9
+    held_out = default if num_valid is None else num_valid
+    if not 0 <= held_out < len(learned):
+        raise UsageError(
+            f"Validation takes the last of {len(learned):,} training examples, so it can have 0 to "
+            f"{len(learned) - 1:,}; got {held_out:,}."
+        )
+    cut = len(learned) - held_out
+    valid = learned.slice(cut, len(learned)) if held_out else None
+    name = source if source in NAMED else str(Path(source).resolve())
+    return Data(name, learned.slice(0, cut), valid, test, View(num_valid))
+
+
+def _open_file(source: str) -> tuple[ArraySource, ArraySource]:
+    path = Path(source)
+    if path.suffix not in (".npy", ".npz"):
+        raise DataError(
+            f"There is no data source {source!r}: it is neither a known name nor the path of a .npy or .npz file. "
+            f"{did_you_mean(source, NAMED)}"
+        )
+    if not path.is_file():
+        raise DataError(f"There is no file {source}. Check the path; it is taken from {Path.cwd()}.")
+    try:
+        loaded = np.load(path, mmap_mode="r" if path.suffix == ".npy" else None, allow_pickle=False)
+        arrays = {"x": loaded} if isinstance(loaded, np.ndarray) else {k: loaded[k] for k in loaded.files}
+    except (OSError, ValueError, EOFError, KeyError) as error:
+        raise DataError(f"{source} cannot be read as a NumPy file ({error}); save it again with numpy.save.") from error
+    if "x_train" in arrays:
+        test = _as_source(arrays, "x_test", "y_test", source)
+        return _as_source(arrays, "x_train", "y_train", source), test
+    whole = _as_source(arrays, "x", "y", source)
+    shuffled = whole.take(torch.randperm(len(whole), generator=generator(_FILE_SEED)))
+    cut = len(whole) - max(1, len(whole) // 10)
+    return shuffled.slice(0, cut), shuffled.slice(cut, len(whole))
+
+
+def _as_source(arrays: dict[str, np.ndarray], x: str, y: str, name: str) -> ArraySource:
+    if x not in arrays:
+        raise DataError(
+            f"{name} should hold an array {x!r}, but has {', '.join(sorted(arrays)) or 'nothing'}. Name the examples "
+            "'x' (and their labels 'y'), or 'x_train' and 'x_test'."
+        )
+    values = _as_tensor(arrays[x], f"{name}, array {x}")
+    labels = torch.from_numpy(np.array(arrays[y], dtype=np.int64)) if y in arrays else None
+    if values.dtype == torch.uint8:
+        return ArraySource(values, labels, name=name)
+    return ArraySource(values, labels, support=_narrowest(values), name=name)
+
+
+def _as_tensor(array: np.ndarray, name: str) -> Tensor:
+    if array.ndim < 2 or len(array) < 3:
+        raise DataError(
+            f"{name} should be [N, ...] with at least 3 examples to split, but has shape {list(array.shape)}."
+        )
+    if array.dtype == np.bool_:
+        array = array.astype(np.float32)
+    if array.dtype != np.uint8 and not np.issubdtype(array.dtype, np.floating):
+        raise DataError(
+            f"{name} has values of type {array.dtype}. Save 8-bit images as uint8, and anything else as float32."
+        )
+    if array.dtype != np.uint8:
+        array = array.astype(np.float32)
+    if array.ndim == 3:
+        array = array[:, None]  # [N, H, W] is read as grey images, [N, 1, H, W]
+    return torch.from_numpy(np.array(array))
+
+
+def _narrowest(values: Tensor) -> Support:
+    if bool(((values == 0) | (values == 1)).all()):
+        return Support.BINARY
+    if bool(((values >= 0) & (values <= 1)).all()):
+        return Support.UNIT_INTERVAL
+    return Support.REAL

@@ -1,0 +1,245 @@
+"""Sources: examples by index, in batches.
+
+A source answers `gather(index)` with the raw values of many examples in one vectorised call, as small as they are
+stored (images stay `uint8`), and `decode(raw)` turns them into x on whatever device they are by then. So what
+travels to an accelerator is a quarter of what arrives in the model, and no example is ever touched by Python alone.
+
+The support says which values x can take, and with it which likelihoods mean something:
+
+* `BINARY` {0, 1},
+* `EIGHT_BIT` {0, 1/255, ..., 1},
+* `UNIT_INTERVAL` [0, 1],
+* `REAL`.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from lowerbound.errors import DataError, UsageError
+
+
+class Support(enum.StrEnum):
+    """The values that x can take, from the narrowest to the widest."""
+
+    BINARY = "binary"
+    EIGHT_BIT = "eight-bit"
+    UNIT_INTERVAL = "unit-interval"
+    REAL = "real"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some examples.
+
+    Attributes:
+        x: The values, `[B, *event]`; raw from `Source.gather`, float from `batches`.
+        label: Class labels, int64 `[B]`, where the source has them.
+        mask: True where a cell of x was observed, bool `[B, *event]`; None when all were.
+        index: Which examples of the source these are, int64 `[B]`.
+    """
+
+    x: Tensor
+    label: Tensor | None = None
+    mask: Tensor | None = None
+    index: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.x.shape[0]
+
+
+class Source(ABC):
+    """Examples by index.
+
+    Attributes:
+        event_shape: The shape of one x.
+        support: The values that x can take.
+    """
+
+    event_shape: tuple[int, ...]
+    support: Support
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def gather(self, index: Tensor) -> Batch:
+        """Returns the raw examples at `index` (int64 `[B]`)."""
+
+    @abstractmethod
+    def decode(self, raw: Tensor) -> Tensor:
+        """Turns raw values into x, float32 `[B, *event]`, on the device where they are."""
+
+    @abstractmethod
+    def to(self, device: torch.device) -> Source:
+        """Returns this source with its values on `device`, if they are held in memory; else itself."""
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A sha256 in hex that changes when any value does."""
+
+    @property
+    def labels(self) -> Tensor | None:
+        """All labels, int64 `[N]`, or None."""
+        return None
+
+    def examples(self, index: Tensor) -> Batch:
+        """Gathers and decodes: x float32 `[B, *event]`."""
+        batch = self.gather(index)
+        return replace(batch, x=self.decode(batch.x), index=index)
+
+
+class ArraySource(Source):
+    """Examples that are held in memory, or mapped into it, as one tensor.
+
+    Args:
+        values: `[N, *event]`, uint8 or float.
+        labels: int64 `[N]`, or None.
+        support: What x can be; checked for float values, in one pass.
+        scale: What uint8 values are multiplied by: 1/255 for 8-bit images.
+        name: Used in messages.
+
+    Raises:
+        DataError: A value is not finite or lies outside the support; the message says where.
+
+    Example:
+        >>> source = ArraySource(torch.tensor([[0, 255], [51, 0]], dtype=torch.uint8))
+        >>> source.support.value, source.examples(torch.tensor([1])).x
+        ('eight-bit', tensor([[0.2000, 0.0000]]))
+    """
+
+    def __init__(
+        self,
+        values: Tensor,
+        labels: Tensor | None = None,
+        *,
+        support: Support = Support.EIGHT_BIT,
+        scale: float = 1 / 255,
+        name: str = "the data",
+    ) -> None:
+        if labels is not None and len(labels) != len(values):
+            raise DataError(f"{name} has {len(values)} examples but {len(labels)} labels; give one label each.")
+        self.values = values
+        self.event_shape = tuple(values.shape[1:])
+        self.support = support
+        self.scale = scale
+        self.name = name
+        self._labels = labels
+        if values.is_floating_point():
+            check_support(values, support, name)
+
+    def __len__(self) -> int:
+        return self.values.shape[0]
+
+    @property
+    def labels(self) -> Tensor | None:
+        return self._labels
+
+    def gather(self, index: Tensor) -> Batch:
+        index = index.to(self.values.device)
+        labels = None if self._labels is None else self._labels[index]
+        return Batch(self.values.index_select(0, index), labels)
+
+    def decode(self, raw: Tensor) -> Tensor:
+        return raw.to(torch.float32).mul_(self.scale) if raw.dtype == torch.uint8 else raw.to(torch.float32)
+
+    def to(self, device: torch.device) -> ArraySource:
+        labels = None if self._labels is None else self._labels.to(device)
+        return self._with(self.values.to(device), labels)
+
+    def slice(self, start: int, stop: int) -> ArraySource:
+        """Returns examples `start` to `stop` as a source, without copying."""
+        labels = None if self._labels is None else self._labels[start:stop]
+        return self._with(self.values[start:stop], labels)
+
+    def take(self, index: Tensor) -> ArraySource:
+        """Returns the examples at `index` as a source of their own."""
+        return self._with(self.values[index], None if self._labels is None else self._labels[index])
+
+    def joined(self, other: ArraySource) -> ArraySource:
+        """Returns these examples followed by those of `other`."""
+        labels = None if self._labels is None or other._labels is None else torch.cat([self._labels, other._labels])
+        return self._with(torch.cat([self.values, other.values]), labels)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(repr((tuple(self.values.shape), str(self.values.dtype), self.scale)).encode())
+        for chunk in self.values.split(4096):
+            digest.update(chunk.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def _with(self, values: Tensor, labels: Tensor | None) -> ArraySource:
+        # The values were checked when the first source was made: a view of them needs no second pass.
+        source = object.__new__(ArraySource)
+        source.__dict__ = {k: v for k, v in self.__dict__.items() if k != "fingerprint"}
+        source.values, source._labels = values, labels
+        return source
+
+
+def check_support(values: Tensor, support: Support, name: str) -> None:
+    """Raises `DataError` naming the first offending places when values are not finite or not in `support`."""
+    for start in range(0, len(values), 4096):
+        chunk = values[start : start + 4096]
+        bad = ~torch.isfinite(chunk)
+        if support is Support.BINARY:
+            bad |= (chunk != 0) & (chunk != 1)
+        elif support is not Support.REAL:
+            bad |= (chunk < 0) | (chunk > 1)
+        if bad.any():
+            places = bad.nonzero()[:5]
+            listed = "; ".join(
+                f"example {start + int(p[0])}, position {tuple(p[1:].tolist())}: {chunk[tuple(p)].item():g}"
+                for p in places
+            )
+            raise DataError(
+                f"{name} should hold finite values with support {support.value}, but does not at {listed}. "
+                "Clean or rescale the values, or choose a likelihood with a wider support."
+            )
+
+
+def batches(source: Source, order: Tensor, batch_size: int, device: torch.device, *, start: int = 0) -> Iterator[Batch]:
+    """Yields the examples of `source` in `order`, `batch_size` at a time, decoded on `device`.
+
+    Args:
+        source: Where the examples are.
+        order: int64 `[N]`, indices into the source; the last batch may be short.
+        batch_size: Examples a batch, at least 1.
+        device: Where x is wanted; raw values travel there before they are decoded.
+        start: How many batches to leave out at the front (to go on inside an epoch).
+
+    Raises:
+        UsageError: `batch_size` is below 1.
+    """
+    if batch_size < 1:
+        raise UsageError(f"A batch needs at least 1 example; got batch_size={batch_size}.")
+    for low in range(start * batch_size, len(order), batch_size):
+        index = order[low : low + batch_size]
+        raw = source.gather(index)
+        yield replace(
+            raw,
+            x=source.decode(raw.x.to(device, non_blocking=True)),
+            mask=None if raw.mask is None else raw.mask.to(device, non_blocking=True),
+            label=None if raw.label is None else raw.label.to(device, non_blocking=True),
+            index=index,
+        )
+
+
+def mean(source: Source, at_most: int = 10_000) -> Tensor:
+    """Returns the mean of x over a source, float32 `[*event]`, from evenly spread examples if there are more.
+
+    The mean of a binarised source is that of its grey values, but for the noise of the draw.
+    """
+    index = torch.arange(0, len(source), max(1, len(source) // at_most))
+    total = torch.zeros(source.event_shape)
+    for part in index.split(1000):
+        total += source.examples(part).x.cpu().sum(0)
+    return total / len(index)

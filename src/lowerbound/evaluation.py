@@ -1,0 +1,204 @@
+"""Judging a model: one table of numbers that mean what they are called.
+
+The bound and the evidence are always the plain ones, whatever was optimised, and where a number is not what a reader
+would take it for, `notes` says so in words.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lowerbound.data import Source, batches, derive_seed, generator
+from lowerbound.errors import UsageError
+from lowerbound.evidence import KHAT_LIMIT, log_evidence
+from lowerbound.metrics import active_units
+from lowerbound.model import VAE
+from lowerbound.tasks import inference
+from lowerbound.training import seed_everything
+
+# Few examples with many draws each: an encoder pass is shared by a whole chunk of draws.
+_BATCH = 20
+_LIMIT_SEED = 99
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` measured, in nats per example; None where there is no such number.
+
+    Attributes:
+        elbo: The evidence lower bound; `elbo_stderr` is its standard error over the examples.
+        rate: KL(q(z|x) || p(z)).
+        distortion: -E_q[log p(x|z)].
+        log_px: The importance-weighted bound on log p(x) with `num_samples` draws.
+        num_samples: K.
+        n: Examples measured.
+        bits_per_dim: -log_px / (dimensions of x * log 2), where the likelihood is one.
+        ess_median: The median over examples of the effective sample size of the K weights.
+        khat_bad: The fraction of examples whose k-hat is above 0.7; None if K is too small to tell.
+        active_units: Components of z whose posterior mean varies over the examples.
+        latent_dim: Components of z.
+        posterior_gap: log_px - elbo, an estimate (from below) of the mean KL(q(z|x) || p(z|x)).
+        likelihood: The likelihood head's name.
+        is_likelihood: Whether the numbers are of a probability or density of the data.
+        notes: What a reader must know, in words.
+        units: "nats".
+    """
+
+    elbo: float | None
+    elbo_stderr: float | None
+    rate: float | None
+    rate_stderr: float | None
+    distortion: float
+    distortion_stderr: float
+    log_px: float | None
+    log_px_stderr: float | None
+    num_samples: int
+    n: int
+    bits_per_dim: float | None
+    ess_median: float | None
+    khat_bad: float | None
+    active_units: int
+    latent_dim: int
+    posterior_gap: float | None
+    likelihood: str
+    is_likelihood: bool
+    notes: tuple[str, ...]
+    units: str = "nats"
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the measurements as a JSON-ready dictionary."""
+        return asdict(self) | {"notes": list(self.notes)}
+
+
+def evaluate(
+    vae: VAE,
+    source: Source,
+    *,
+    num_samples: int = 100,
+    limit: int | None = None,
+    seed: int = 0,
+    notes: tuple[str, ...] = (),
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Measures a model on a source.
+
+    Args:
+        vae: The model.
+        source: The examples; for a number that can be compared, a split that nothing was selected on.
+        num_samples: K, draws from q(z|x) an example.
+        limit: Measure only so many examples, picked at random by a fixed seed.
+        seed: Seeds the draws.
+        notes: Remarks on how the model was trained, to be carried along.
+        on_progress: Called with the number of examples done and their total.
+
+    Raises:
+        UsageError: There are fewer than 2 examples, `num_samples` is below 1, or the likelihood does not fit the data.
+    """
+    _check(vae, source, num_samples, limit)
+    count = len(source) if limit is None else min(limit, len(source))
+    order = torch.arange(len(source))
+    if count < len(source):
+        order = torch.randperm(len(source), generator=generator(_LIMIT_SEED))[:count].sort().values
+    measured: dict[str, list[Tensor]] = {}
+    with inference(vae, seed) as device:
+        for batch in batches(source, order, _BATCH, device):
+            done = sum(len(part) for part in measured.get("distortion", []))
+            seed_everything(derive_seed(seed, 3, done), device)
+            for name, value in _measure(vae, batch.x, num_samples).items():
+                measured.setdefault(name, []).append(value.cpu())
+            if on_progress is not None:
+                on_progress(done + len(batch), count)
+    return _summary(vae, source, {k: torch.cat(v) for k, v in measured.items()}, num_samples, notes)
+
+
+def _check(vae: VAE, source: Source, num_samples: int, limit: int | None) -> None:
+    if num_samples < 1:
+        raise UsageError(f"The evidence needs at least 1 draw an example; got --samples {num_samples}.")
+    if len(source) < 2 or (limit is not None and limit < 2):
+        raise UsageError("An evaluation needs at least 2 examples, or there is no standard error; give it more.")
+    if source.event_shape != vae.event_shape:
+        raise UsageError(f"The model is built for x of shape {vae.event_shape}, the data's is {source.event_shape}.")
+    vae.likelihood.check(source.support)
+
+
+def _measure(vae: VAE, x: Tensor, num_samples: int) -> dict[str, Tensor]:
+    if not vae.has_density:
+        trace = vae.trace(x)
+        return {"distortion": -trace.log_px_z[0].double(), "mean": trace.z[0]}
+    evidence = log_evidence(vae, x, num_samples)
+    named = ("distortion", "rate", "elbo", "log_px", "ess", "khat")
+    return {name: getattr(evidence, name) for name in named} | {"mean": vae.encoder(x).mean}
+
+
+def _summary(
+    vae: VAE, source: Source, measured: dict[str, Tensor], num_samples: int, notes: tuple[str, ...]
+) -> Evaluation:
+    def mean(name: str) -> float | None:
+        return measured[name].mean().item() if name in measured else None
+
+    def stderr(name: str) -> float | None:
+        return measured[name].std().item() / math.sqrt(len(measured[name])) if name in measured else None
+
+    likelihood, support = vae.likelihood, source.support
+    is_likelihood = vae.has_density and support in likelihood.exact
+    log_px, elbo = mean("log_px"), mean("elbo")
+    khat = measured.get("khat", torch.tensor([math.nan]))
+    khat_bad = None if khat.isnan().all() else (khat > KHAT_LIMIT).double().mean().item()
+    distortion, distortion_stderr = mean("distortion"), stderr("distortion")
+    assert distortion is not None
+    assert distortion_stderr is not None
+    return Evaluation(
+        elbo=elbo,
+        elbo_stderr=stderr("elbo"),
+        rate=mean("rate"),
+        rate_stderr=stderr("rate"),
+        distortion=distortion,
+        distortion_stderr=distortion_stderr,
+        log_px=log_px,
+        log_px_stderr=stderr("log_px"),
+        num_samples=num_samples,
+        n=len(measured["distortion"]),
+        bits_per_dim=None if log_px is None or not is_likelihood else bits_per_dim(log_px, vae.event_shape),
+        ess_median=measured["ess"].median().item() if "ess" in measured else None,
+        khat_bad=khat_bad,
+        active_units=int(active_units(measured["mean"].flatten(1)).sum()),
+        latent_dim=math.prod(vae.latent_shape),
+        posterior_gap=None if log_px is None or elbo is None else log_px - elbo,
+        likelihood=type(likelihood).__name__,
+        is_likelihood=is_likelihood,
+        notes=(*_caveats(vae, source), *_trust(khat_bad), *notes),
+    )
+
+
+def _caveats(vae: VAE, source: Source) -> list[str]:
+    likelihood, support = vae.likelihood, source.support
+    said = [text for text in (likelihood.relaxed.get(support), likelihood.caveats.get(support)) if text]
+    if not vae.has_density:
+        said.append(
+            "the posterior is a single point without a density: there is no rate, no bound and no evidence, only the "
+            "distortion"
+        )
+    return said
+
+
+def _trust(khat_bad: float | None) -> list[str]:
+    if khat_bad is None or khat_bad < 0.1:
+        return []
+    finding = f"for {khat_bad:.0%} of the examples k-hat is above {KHAT_LIMIT}: few draws carry the weights"
+    return [f"{finding}, and log p(x) is likely higher than said; use more samples"]
+
+
+def bits_per_dim(log_px: float, event_shape: tuple[int, ...]) -> float:
+    """Converts nats per example to bits per dimension.
+
+    Example:
+        >>> bits_per_dim(-4 * math.log(2), (1, 2, 2))
+        1.0
+    """
+    return -log_px / (math.prod(event_shape) * math.log(2))

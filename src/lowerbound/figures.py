@@ -1,0 +1,220 @@
+"""Figures of a run: samples, reconstructions, curves, an interpolation, a map of the latent means.
+
+Each function draws one figure into one file. Pictures of x are written pixel by pixel, enlarged without smoothing;
+the rest is drawn with matplotlib's object interface, so no global state is touched and no window is ever opened.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+
+from lowerbound.checkpoint import disk_errors
+from lowerbound.data import Data, Source, generator
+from lowerbound.errors import UsageError
+from lowerbound.metrics import principal_plane
+from lowerbound.model import VAE
+from lowerbound.tasks import encode, interpolate, reconstruct, sample
+
+_BACKGROUND = 1.0
+_SHOWN_POINTS = 5000
+_INK, _ACCENT = "#1f4e79", "#c8553d"
+_STYLE: Any = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+}
+
+
+def is_picture(event_shape: tuple[int, ...]) -> bool:
+    """Returns whether x can be shown as a grey or colour picture: shape (1 or 3, height, width)."""
+    return len(event_shape) == 3 and event_shape[0] in (1, 3)
+
+
+def draw_run(folder: Path, vae: VAE, data: Data, metrics: list[dict[str, Any]]) -> list[Path]:
+    """Draws all figures of a trained model into a folder.
+
+    Args:
+        folder: Where; made if need be.
+        vae: The model.
+        data: Its data; reconstructions and the map show validation examples, or training examples where there is no
+            validation, so that the test split stays unseen.
+        metrics: The lines of metrics.jsonl.
+
+    Returns:
+        The files written.
+
+    Raises:
+        ResourceError: The disk refuses.
+    """
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        seen = data.train if data.valid is None else data.valid
+        written = [draw_curves(metrics, folder / "curves.png")]
+        written.append(draw_latent_map(vae, seen, folder / "latent.png"))
+        if is_picture(data.event_shape):
+            written.append(save_grid(sample(vae, 64), folder / "samples.png"))
+            x = seen.examples(_one_of_each(seen, 10)).x
+            written.append(draw_reconstructions(vae, x, folder / "reconstructions.png"))
+            written.append(draw_interpolations(vae, x, folder / "interpolation.png"))
+    return written
+
+
+def grid(x: Tensor, columns: int, gap: int = 2) -> Tensor:
+    """Lays pictures out in rows.
+
+    Args:
+        x: `[N, C, H, W]` in [0, 1]; values outside are cut off.
+        columns: Pictures a row.
+        gap: Pixels between them.
+
+    Returns:
+        One picture, `[C, rows * (H + gap) + gap, columns * (W + gap) + gap]`.
+
+    Example:
+        >>> grid(torch.zeros(5, 1, 8, 8), columns=3).shape
+        torch.Size([1, 22, 32])
+    """
+    count, channels, height, width = x.shape
+    rows = -(-count // columns)
+    cells = torch.full((rows * columns, channels, height + gap, width + gap), _BACKGROUND)
+    cells[:count, :, gap:, gap:] = x.clamp(0, 1)
+    tiled = cells.reshape(rows, columns, channels, height + gap, width + gap).permute(2, 0, 3, 1, 4)
+    tiled = tiled.reshape(channels, rows * (height + gap), columns * (width + gap))
+    return torch.nn.functional.pad(tiled, (0, gap, 0, gap), value=_BACKGROUND)
+
+
+def save_grid(x: Tensor, path: Path, columns: int | None = None) -> Path:
+    """Writes pictures as one PNG grid, enlarged so that a picture is about 80 pixels wide.
+
+    Args:
+        x: `[N, C, H, W]` with 1 or 3 channels.
+        path: The file.
+        columns: Pictures a row; as square a grid as can be by default.
+
+    Raises:
+        UsageError: The examples are no pictures.
+    """
+    if not is_picture(tuple(x.shape[1:])):
+        raise UsageError(
+            f"Examples of shape {tuple(x.shape[1:])} are no pictures, so there is no PNG of them. Use --out FILE.npz."
+        )
+    picture = grid(x, columns or round(len(x) ** 0.5 + 0.49))
+    levels = (picture * 255).round().to(torch.uint8)
+    image = Image.fromarray(levels[0].numpy() if len(levels) == 1 else levels.permute(1, 2, 0).numpy())
+    scale = max(1, round(80 / x.shape[-1]))
+    image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST).save(path)
+    return path
+
+
+def draw_reconstructions(vae: VAE, x: Tensor, path: Path) -> Path:
+    """Draws examples above what the model makes of them."""
+    rows = [("x", x), ("decoded mean of q(z|x)", reconstruct(vae, x))]
+    if vae.has_density:
+        rows.append(("decoded draw from q(z|x)", reconstruct(vae, x, seed=1, draw=True)))
+    return _draw_rows(rows, path)
+
+
+def draw_interpolations(vae: VAE, x: Tensor, path: Path, steps: int = 11) -> Path:
+    """Draws straight lines in z between neighbouring examples, decoded."""
+    pairs = [(x[i], x[i + 1]) for i in range(0, min(len(x) - 1, 10), 2)]
+    strips = torch.cat([interpolate(vae, a, b, steps) for a, b in pairs])
+    return save_grid(strips, path, columns=steps)
+
+
+def draw_curves(metrics: list[dict[str, Any]], path: Path) -> Path:
+    """Draws loss, distortion and rate against updates, in training and on validation."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(10, 3.4), layout="constrained")
+        panels = figure.subplots(1, 3)
+        drawn = {"loss (minimised)": "loss", "distortion: -E log p(x|z)": "distortion", "rate: KL(q || p)": "rate"}
+        for axes, (title, key) in zip(panels, drawn.items(), strict=True):
+            values = _curve(axes, metrics, key, "training", _INK)
+            values += _curve(axes, metrics, f"valid_{key}", "validation", _ACCENT)
+            if key != "rate" and len(values) > 10:
+                # The first points of a training are far off and would flatten the rest.
+                low, high = min(values), sorted(values)[int(0.9 * len(values))]
+                axes.set_ylim(low - 0.05 * (high - low), high + 0.15 * (high - low))
+            axes.set_title(title, loc="left")
+            axes.set_xlabel("updates")
+        panels[0].set_ylabel("nats per example")
+        panels[0].legend()
+        figure.savefig(path, dpi=130)
+    return path
+
+
+def draw_latent_map(vae: VAE, source: Source, path: Path) -> Path:
+    """Draws the posterior means of up to 5,000 examples, coloured by label; beyond 2 dimensions, their main plane."""
+    index = torch.randperm(len(source), generator=generator(0))[:_SHOWN_POINTS]
+    encoded = encode(vae, source, index=index)
+    points, shown = principal_plane(encoded["loc"].flatten(1))
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(6, 5.4), layout="constrained")
+        axes = figure.subplots()
+        label = encoded.get("label")
+        if label is None:
+            axes.scatter(points[:, 0], points[:, 1], s=4, alpha=0.6, linewidths=0, color=_INK)
+        else:
+            classes = int(label.max()) + 1
+            colours = mpl.colormaps["tab10" if classes <= 10 else "nipy_spectral"].resampled(max(classes, 2))
+            dots = axes.scatter(
+                points[:, 0],
+                points[:, 1],
+                c=label,
+                s=5,
+                alpha=0.7,
+                linewidths=0,
+                cmap=colours,
+                vmin=-0.5,
+                vmax=classes - 0.5,
+            )
+            bar = figure.colorbar(dots, ax=axes, ticks=range(classes) if classes <= 20 else None, label="label")
+            bar.solids.set_alpha(1)  # type: ignore[union-attr]
+        axes.set_aspect("equal")
+        flat = encoded["loc"].flatten(1).shape[1] <= 2
+        axes.set_xlabel("z₁" if flat else "first principal component of E[z|x]")
+        axes.set_ylabel("z₂" if flat else "second")
+        axes.set_title(
+            "posterior means" if flat else f"posterior means, {shown:.0%} of their variance shown", loc="left"
+        )
+        figure.savefig(path, dpi=130)
+    return path
+
+
+def _draw_rows(rows: list[tuple[str, Tensor]], path: Path) -> Path:
+    with mpl.rc_context(_STYLE):
+        count = len(rows[0][1])
+        figure = Figure(figsize=(0.85 * count, 1.12 * len(rows)), layout="constrained")
+        for axes, (title, x) in zip(figure.subplots(len(rows), 1, squeeze=False)[:, 0], rows, strict=True):
+            picture = grid(x, count)
+            axes.imshow(picture.permute(1, 2, 0).squeeze(-1), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            axes.set_axis_off()
+            axes.set_title(title, loc="left", fontsize=9)
+        figure.savefig(path, dpi=130)
+    return path
+
+
+def _curve(axes: Axes, metrics: list[dict[str, Any]], key: str, label: str, colour: str) -> list[float]:
+    lines = [line for line in metrics if line.get(key) is not None]
+    marker = "o" if 0 < len(lines) <= 30 else None
+    values = [float(line[key]) for line in lines]
+    if lines:
+        axes.plot([line["step"] for line in lines], values, color=colour, label=label, marker=marker, ms=3)
+    return values
+
+
+def _one_of_each(source: Source, count: int) -> Tensor:
+    """Returns the first example of each label in the labels' order; the first examples where that is not enough."""
+    if source.labels is not None and len(found := source.labels.unique()) >= count:
+        return torch.stack([(source.labels == k).nonzero()[0, 0] for k in found[:count]])
+    return torch.arange(min(count, len(source)))

@@ -1,0 +1,140 @@
+r"""The model: three distributions, composed.
+
+$$p(x, z) = p(x|z)\,p(z), \qquad q(z|x) \approx p(z|x)$$
+
+`VAE` holds an encoder (x to q(z|x)), a decoder (z to p(x|z)) and a prior (p(z)), and does one thing with them: `trace`
+draws z ~ q(z|x) and returns the log-densities of that draw. Everything else in this package (objectives, evidence,
+diagnostics) is written against that `Trace` alone, so whatever implements `trace` gets all of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from lowerbound.distributions import analytic_kl
+from lowerbound.errors import UsageError
+from lowerbound.heads import Conditional, Delta, Likelihood
+from lowerbound.priors import Prior
+
+
+@dataclass(frozen=True)
+class Trace:
+    """K draws z ~ q(z|x) for each of B examples, and what the model makes of them.
+
+    All log-densities are in nats and carry their constants. Those of z are evaluated when they are asked for: an
+    objective with a closed-form KL never pays for them.
+
+    Attributes:
+        z: The draws, `[K, B, *latent]`.
+        log_px_z: log p(x|z), `[K, B]`.
+        q: q(z|x), batch shape `[B]`.
+        p: p(z), batch shape `[]` or `[B]`.
+    """
+
+    z: Tensor
+    log_px_z: Tensor
+    q: Distribution
+    p: Distribution
+
+    @property
+    def log_pz(self) -> Tensor:
+        """Log p(z), `[K, B]`."""
+        log_prob: Tensor = self.p.log_prob(self.z)
+        return log_prob
+
+    @property
+    def log_qz(self) -> Tensor:
+        """Log q(z|x), `[K, B]`."""
+        log_prob: Tensor = self.q.log_prob(self.z)
+        return log_prob
+
+    @property
+    def log_w(self) -> Tensor:
+        """The log importance weight log p(x|z) + log p(z) - log q(z|x), `[K, B]`; its mean over q is the ELBO."""
+        return self.log_px_z + self.log_pz - self.log_qz
+
+    @property
+    def kl(self) -> Tensor | None:
+        """KL(q(z|x) || p(z)) in closed form, `[B]`, or None where there is none."""
+        return analytic_kl(self.q, self.p)
+
+
+class VAE(nn.Module):
+    """A variational autoencoder.
+
+    Args:
+        encoder: x to q(z|x).
+        decoder: z to p(x|z); its head is a `Likelihood`.
+        prior: p(z).
+
+    Raises:
+        UsageError: The parts do not fit each other.
+
+    Example:
+        >>> import torch
+        >>> from lowerbound import heads, nn, priors
+        >>> def mlp(shape): return nn.MLP(shape, (16,))
+        >>> vae = VAE(
+        ...     heads.Conditional(mlp((1, 4, 4)), heads.DiagonalNormal((16,), (2,))),
+        ...     heads.Conditional(mlp((2,)), heads.Bernoulli((16,), (1, 4, 4))),
+        ...     priors.StandardNormal(2),
+        ... )
+        >>> trace = vae.trace(torch.zeros(8, 1, 4, 4), num_samples=5)
+        >>> trace.z.shape, trace.log_w.shape
+        (torch.Size([5, 8, 2]), torch.Size([5, 8]))
+    """
+
+    def __init__(self, encoder: Conditional, decoder: Conditional, prior: Prior) -> None:
+        super().__init__()
+        latent = encoder.head.event_shape
+        if not latent == decoder.network.in_shape == prior.event_shape:
+            raise UsageError(
+                f"Encoder, decoder and prior must agree on the shape of z, but the encoder gives {latent}, the decoder "
+                f"takes {decoder.network.in_shape} and the prior is over {prior.event_shape}."
+            )
+        if encoder.network.in_shape != decoder.head.event_shape:
+            raise UsageError(
+                f"The encoder takes x of shape {encoder.network.in_shape}, but the decoder gives x of shape "
+                f"{decoder.head.event_shape}; they must be the same."
+            )
+        if not isinstance(decoder.head, Likelihood):
+            raise UsageError(f"A decoder ends in a likelihood head, not in {type(decoder.head).__name__}.")
+        self.encoder = encoder
+        self.decoder = decoder
+        self.prior = prior
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """The shape of one x."""
+        return self.decoder.head.event_shape
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """The shape of one z."""
+        return self.prior.event_shape
+
+    @property
+    def likelihood(self) -> Likelihood:
+        """The decoder's head."""
+        head = self.decoder.head
+        assert isinstance(head, Likelihood)
+        return head
+
+    @property
+    def has_density(self) -> bool:
+        """Whether q(z|x) has a density, so that there is a bound on log p(x); a plain autoencoder's has none."""
+        return not isinstance(self.encoder.head, Delta)
+
+    def trace(self, x: Tensor, num_samples: int = 1) -> Trace:
+        """Draws z ~ q(z|x), differentiably, and evaluates the model there.
+
+        Args:
+            x: `[B, *event]`.
+            num_samples: K, draws an example.
+        """
+        q = self.encoder(x)
+        z = q.rsample((num_samples,))
+        return Trace(z, self.decoder(z).log_prob(x), q, self.prior())

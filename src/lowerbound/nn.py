@@ -1,0 +1,213 @@
+"""Networks: features in, features out.
+
+A network knows no probability. It says what it takes (`in_shape`) and what it gives (`out_shape`), and maps
+`[B, *in_shape]` to `[B, *out_shape]`; a head (`lowerbound.heads`) makes a distribution of that. Shapes come from the
+data: nothing here knows of 28 or 64.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from abc import ABC, abstractmethod
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+# The activations that networks are built with here, so that `lowerbound.nn` is enough to import.
+from torch.nn import ELU as ELU
+from torch.nn import GELU as GELU
+from torch.nn import LeakyReLU as LeakyReLU
+from torch.nn import Module as Module
+from torch.nn import ReLU as ReLU
+from torch.nn import SiLU as SiLU
+from torch.nn import Tanh as Tanh
+
+from lowerbound.errors import UsageError
+
+
+class Network(nn.Module, ABC):
+    """Features in, features out.
+
+    Attributes:
+        in_shape: The shape of one input.
+        out_shape: The shape of one output: `(F,)`, or `(C, H, W)` for features that lie on a picture.
+    """
+
+    in_shape: tuple[int, ...]
+    out_shape: tuple[int, ...]
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps `[B, *in_shape]` to `[B, *out_shape]`."""
+
+
+class MLP(Network):
+    """A multilayer perceptron: affine maps, each followed by an activation.
+
+    Args:
+        in_shape: The shape of one input; it is flattened.
+        widths: The width of each hidden layer; the last is the number of features.
+        activation: A `torch.nn` activation, used after every layer.
+
+    Raises:
+        UsageError: A shape or width is below 1.
+
+    Example:
+        >>> MLP((1, 28, 28), (400, 400), nn.LeakyReLU(0.2))(torch.zeros(2, 1, 28, 28)).shape
+        torch.Size([2, 400])
+    """
+
+    def __init__(
+        self,
+        in_shape: tuple[int, ...],
+        widths: tuple[int, ...] = (512, 512),
+        activation: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        check_sizes(in_shape=in_shape, widths=widths)
+        self.in_shape = tuple(in_shape)
+        self.widths = tuple(widths)
+        self.activation = nn.GELU() if activation is None else activation
+        self.out_shape = (widths[-1],)
+        sizes = (math.prod(in_shape), *widths)
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x.flatten(1)
+        for layer in self.layers:
+            h = self.activation(layer(h))
+        return h
+
+
+class ConvDown(Network):
+    """Convolutions that halve a picture again and again: `[C, H, W]` to `(F,)`.
+
+    Each level is a 3x3 convolution and one of stride 2, so any height and width will do. With one level more, pictures
+    of twice the side reach the same size; the last features go through one affine map.
+
+    Args:
+        in_shape: `(C, H, W)`.
+        channels: Channels at each level; the picture is halved between them.
+        features: Width of the output.
+        activation: A `torch.nn` activation.
+
+    Raises:
+        UsageError: `in_shape` is not a picture, or is too small to be halved so often.
+    """
+
+    def __init__(
+        self,
+        in_shape: tuple[int, ...],
+        channels: tuple[int, ...] = (32, 64),
+        features: int = 256,
+        activation: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        check_picture(in_shape, len(channels))
+        check_sizes(channels=channels, features=(features,))
+        self.in_shape, self.channels, self.features = tuple(in_shape), tuple(channels), features
+        self.activation = nn.GELU() if activation is None else activation
+        self.out_shape = (features,)
+        act = self.activation
+        levels: list[nn.Module] = []
+        for before, after in pairwise((in_shape[0], *channels)):
+            levels += [nn.Conv2d(before, after, 3, padding=1), copy.deepcopy(act)]
+            levels += [nn.Conv2d(after, after, 3, stride=2, padding=1), copy.deepcopy(act)]
+        height, width = halvings(in_shape[1:], len(channels))[-1]
+        self.layers = nn.Sequential(*levels, nn.Flatten(), nn.Linear(channels[-1] * height * width, features), act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h: Tensor = self.layers(x)
+        return h
+
+
+class ConvUp(Network):
+    """The reverse of `ConvDown`: `(D,)` to features `(channels[0], H, W)` that lie on the picture.
+
+    Args:
+        in_shape: The shape of one input, flattened.
+        picture: `(H, W)` of the output.
+        channels: As for `ConvDown`: the first is at full size, the last at the smallest.
+        features: Width of the hidden layer between the input and the smallest picture.
+        activation: A `torch.nn` activation.
+
+    Raises:
+        UsageError: `picture` is too small to be halved so often.
+    """
+
+    def __init__(
+        self,
+        in_shape: tuple[int, ...],
+        picture: tuple[int, int],
+        channels: tuple[int, ...] = (32, 64),
+        features: int = 256,
+        activation: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        check_picture((1, *picture), len(channels))
+        check_sizes(in_shape=in_shape, channels=channels, features=(features,))
+        self.in_shape, self.channels, self.features = tuple(in_shape), tuple(channels), features
+        self.picture = (picture[0], picture[1])
+        self.activation = nn.GELU() if activation is None else activation
+        self.out_shape = (channels[0], *picture)
+        act = self.activation
+        sizes = halvings(picture, len(channels))[::-1]
+        height, width = sizes[0]
+        wide = channels[-1] * height * width
+        layers: list[nn.Module] = [
+            nn.Flatten(),
+            nn.Linear(math.prod(in_shape), features),
+            act,
+            nn.Linear(features, wide),
+            copy.deepcopy(act),
+            nn.Unflatten(1, (channels[-1], height, width)),
+        ]
+        up = (*channels[::-1], channels[0])
+        for (before, after), (small, large) in zip(pairwise(up), pairwise(sizes), strict=True):
+            # A side of n grows to 2n - 1 or 2n, whichever it was before it was halved.
+            grow = (large[0] - (2 * small[0] - 1), large[1] - (2 * small[1] - 1))
+            layers += [
+                nn.ConvTranspose2d(before, after, 3, 2, padding=1, output_padding=grow),
+                copy.deepcopy(act),
+            ]
+            layers += [nn.Conv2d(after, after, 3, padding=1), copy.deepcopy(act)]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h: Tensor = self.layers(x)
+        return h
+
+
+def halvings(picture: tuple[int, ...], times: int) -> list[tuple[int, int]]:
+    """Returns the sizes of a picture that is halved, rounding up: itself, then after each halving.
+
+    Example:
+        >>> halvings((28, 7), 2)
+        [(28, 7), (14, 4), (7, 2)]
+    """
+    sizes = [(picture[0], picture[1])]
+    for _ in range(times):
+        height, width = sizes[-1]
+        sizes.append(((height + 1) // 2, (width + 1) // 2))
+    return sizes
+
+
+def check_sizes(**sizes: tuple[int, ...]) -> None:
+    """Raises `UsageError` naming the argument when one of its sizes is not a whole number of at least 1."""
+    for name, values in sizes.items():
+        if not values or any(isinstance(v, bool) or not isinstance(v, int) or v < 1 for v in values):
+            raise UsageError(f"{name} should be whole numbers of at least 1; got {values}.")
+
+
+def check_picture(shape: tuple[int, ...], halved: int) -> None:
+    """Raises `UsageError` when `shape` is not `(C, H, W)` or a side is below 2^(halved - 1)."""
+    if len(shape) != 3:
+        raise UsageError(
+            f"A convolutional network needs examples of shape (channels, height, width); got {tuple(shape)}. "
+            "Use a recipe with an MLP for these data."
+        )
+    if min(shape[1:]) < 2 ** (halved - 1):
+        raise UsageError(
+            f"A picture of {shape[1]} by {shape[2]} cannot be halved {halved} times. Give fewer channels levels."
+        )

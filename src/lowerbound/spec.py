@@ -1,0 +1,123 @@
+"""How a composition is written down, and built again.
+
+One convention carries everything: **a part keeps each constructor argument in an attribute of the same name.** Then a
+part is described by its class and those attributes, a composition by the tree of its parts, and what was described can
+be built again by calling the constructors: no pickle, no code of the run's author, no second configuration class.
+
+What may be built is limited to classes of this package and the activations of `torch.nn`, and to small values, because
+a description can come from a file that somebody else wrote.
+
+Example:
+    >>> import torch
+    >>> from lowerbound.nn import MLP
+    >>> tree = describe(MLP((4,), (8, 8), torch.nn.LeakyReLU(0.2)))
+    >>> tree["class"], tree["widths"], tree["activation"]["negative_slope"]
+    ('lowerbound.nn.MLP', [8, 8], 0.2)
+    >>> build(tree).widths
+    (8, 8)
+"""
+
+from __future__ import annotations
+
+import enum
+import importlib
+import inspect
+import math
+from typing import Any, cast
+
+import torch
+
+from lowerbound.errors import CheckpointError
+
+_MAX_DEPTH = 30
+_MAX_NODES = 20_000
+_MAX_INT = 1 << 40
+_ACTIVATIONS = "torch.nn.modules.activation"
+
+Value = dict[str, Any] | list[Any] | str | int | float | bool | None
+
+
+def describe(part: object) -> Value:
+    """Returns a JSON-ready description of a part, an argument of one, or a tuple of them.
+
+    Raises:
+        TypeError: A value cannot be described; our bug or an extension that breaks the convention above.
+    """
+    if isinstance(part, enum.StrEnum):
+        return {"class": f"{type(part).__module__}.{type(part).__qualname__}", "value": part.value}
+    if part is None or isinstance(part, bool | int | str):
+        return part
+    if isinstance(part, float):
+        # JSON has no word for these two.
+        return part if math.isfinite(part) else {"class": "float", "value": str(part)}
+    if isinstance(part, tuple | list | torch.nn.ModuleList):
+        return [describe(item) for item in part]
+    cls = type(part)
+    arguments: dict[str, Value] = {"class": f"{cls.__module__}.{cls.__qualname__}"}
+    for name in _arguments(cls):
+        if not hasattr(part, name):
+            raise TypeError(
+                f"{cls.__qualname__} takes an argument {name!r} but keeps no attribute of that name, so it cannot be "
+                f"saved: write self.{name} = {name} in its constructor."
+            )
+        arguments[name] = describe(getattr(part, name))
+    return arguments
+
+
+def build(tree: Value) -> Any:
+    """Builds what `describe` described.
+
+    Raises:
+        CheckpointError: The description names something else than parts of this package, or is not reasonable.
+    """
+    budget = [_MAX_NODES]
+    return _build(tree, 0, budget)
+
+
+def _build(tree: Value, depth: int, budget: list[int]) -> Any:
+    budget[0] -= 1
+    if depth > _MAX_DEPTH or budget[0] < 0:
+        raise CheckpointError("The model's description is nested deeper or longer than any real one; refused.")
+    if isinstance(tree, list):
+        return tuple(_build(item, depth + 1, budget) for item in tree)
+    if not isinstance(tree, dict):
+        if isinstance(tree, int) and abs(tree) > _MAX_INT:
+            raise CheckpointError(f"The model's description has a number {tree} that no part could use; refused.")
+        return tree
+    name = tree.get("class")
+    if name == "float":
+        return float(str(tree.get("value")))
+    cls = _class(name)
+    arguments = {k: _build(v, depth + 1, budget) for k, v in tree.items() if k != "class"}
+    try:
+        if issubclass(cls, enum.StrEnum):
+            return cls(arguments["value"])
+        return cls(**arguments)
+    except CheckpointError:
+        raise
+    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError, OverflowError) as error:
+        raise CheckpointError(f"The description of {name} does not fit it: {error}") from error
+
+
+def _class(name: object) -> type:
+    if not isinstance(name, str):
+        raise CheckpointError("The model's description has a part without a class; it is damaged.")
+    module, _, qualname = name.rpartition(".")
+    if (
+        module == "lowerbound" or module.startswith("lowerbound.") or module == _ACTIVATIONS
+    ) and qualname.isidentifier():
+        try:
+            cls = getattr(importlib.import_module(module), qualname, None)
+        except ImportError:
+            cls = None
+        if inspect.isclass(cls) and cls.__module__ == module:
+            return cast("type", cls)
+    raise CheckpointError(
+        f"The model's description names {name!r}, which is no part of this version of lowerbound. A model with parts "
+        "of your own is loaded by building it in Python and calling load_state_dict with its model.safetensors."
+    )
+
+
+def _arguments(cls: type) -> list[str]:
+    parameters = inspect.signature(cls).parameters.values()
+    return [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
