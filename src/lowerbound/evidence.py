@@ -57,6 +57,14 @@ class Evidence:
     khat: Tensor
     num_samples: int
 
+    @property
+    def stderr(self) -> Tensor:
+        """The Monte-Carlo standard error of `log_px`, `[B]`, by the delta method: sqrt(1 / ess - 1 / K).
+
+        It is itself an estimate from the same draws, and too small where k-hat is above 0.7.
+        """
+        return (1 / self.ess - 1 / self.num_samples).clamp_min(0).sqrt()
+
 
 @torch.no_grad()
 def log_evidence(vae: VAE, x: Tensor, num_samples: int = 1000, *, chunk: int = _CHUNK) -> Evidence:

@@ -121,7 +121,7 @@ def draw_reconstructions(vae: VAE, x: Tensor, path: Path) -> Path:
     """Draws examples above what the model makes of them."""
     rows = [("x", x), ("decoded mean of q(z|x)", reconstruct(vae, x))]
     if vae.has_density:
-        rows.append(("decoded draw from q(z|x)", reconstruct(vae, x, seed=1, draw=True)))
+        rows.append(("draw from p(x|z), for a draw of z from q(z|x)", reconstruct(vae, x, seed=1, draw=True)))
     return _draw_rows(rows, path)
 
 

@@ -54,7 +54,8 @@ class MLP(Network):
         UsageError: A shape or width is below 1.
 
     Example:
-        >>> MLP((1, 28, 28), (400, 400), nn.LeakyReLU(0.2))(torch.zeros(2, 1, 28, 28)).shape
+        >>> import torch
+        >>> MLP((1, 28, 28), (400, 400), LeakyReLU(0.2))(torch.zeros(2, 1, 28, 28)).shape
         torch.Size([2, 400])
     """
 
