@@ -132,10 +132,10 @@ def mlp(
     binarise: BinariseName = BinariseName.AUTO,
     likelihood: LikelihoodName = LikelihoodName.AUTO,
     beta: float = 1.0,
-    warmup: int = 0,
+    warmup: float = 1.0,
     average: float = 0.99,
     patience: int = 0,
-    epochs: int = 10,
+    epochs: int = 16,
     batch_size: int = 256,
     lr: float = 3e-3,
 ) -> Run:
@@ -152,7 +152,7 @@ def mlp(
         binarise: none, threshold, dynamic or fixed; auto is dynamic for grey values and none otherwise.
         likelihood: bernoulli, continuous-bernoulli or normal; auto goes by the values that x can take.
         beta: The KL's weight.
-        warmup: Updates over which that weight rises from 0.
+        warmup: Epochs over which that weight rises from 0.
         average: Decay of the moving average of the weights; 0 for none.
         patience: Stop after so many epochs without a better validation loss; 0 to train through.
         epochs: Passes over the training examples.
@@ -166,7 +166,7 @@ def mlp(
     return Run(
         data=seen,
         vae=_started(vae, seen),
-        objective=lb.ELBO(beta=beta, warmup=warmup),
+        objective=lb.ELBO(beta=beta, warmup=_updates(seen, warmup, batch_size)),
         training=_swift(epochs, batch_size, lr, average, patience),
     )
 
@@ -181,7 +181,7 @@ def conv(
     binarise: BinariseName = BinariseName.AUTO,
     likelihood: LikelihoodName = LikelihoodName.AUTO,
     beta: float = 1.0,
-    warmup: int = 0,
+    warmup: float = 1.0,
     average: float = 0.99,
     patience: int = 0,
     epochs: int = 10,
@@ -199,7 +199,7 @@ def conv(
         binarise: none, threshold, dynamic or fixed; auto is dynamic for grey values and none otherwise.
         likelihood: bernoulli, continuous-bernoulli or normal; auto goes by the values that x can take.
         beta: The KL's weight.
-        warmup: Updates over which that weight rises from 0.
+        warmup: Epochs over which that weight rises from 0.
         average: Decay of the moving average of the weights; 0 for none.
         patience: Stop after so many epochs without a better validation loss; 0 to train through.
         epochs: Passes over the training examples.
@@ -218,7 +218,7 @@ def conv(
     return Run(
         data=seen,
         vae=_started(vae, seen),
-        objective=lb.ELBO(beta=beta, warmup=warmup),
+        objective=lb.ELBO(beta=beta, warmup=_updates(seen, warmup, batch_size)),
         training=_swift(epochs, batch_size, lr, average, patience),
     )
 
@@ -267,6 +267,11 @@ def _likelihood(data: lb.Data, asked: LikelihoodName) -> type[lb.heads.Likelihoo
     if data.support is lb.Support.BINARY:
         return lb.heads.Bernoulli
     return lb.heads.Normal if data.support is lb.Support.REAL else lb.heads.ContinuousBernoulli
+
+
+def _updates(data: lb.Data, epochs: float, batch_size: int) -> int:
+    """Returns the number of updates in so many epochs."""
+    return round(epochs * len(data.train) / batch_size)
 
 
 def _plain(epochs: int, batch_size: int, lr: float) -> lb.Training:
