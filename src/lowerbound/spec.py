@@ -19,11 +19,12 @@ Example:
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import importlib
 import inspect
 import math
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -44,7 +45,7 @@ def describe(part: object) -> Value:
         TypeError: A value cannot be described; our bug or an extension that breaks the convention above.
     """
     if isinstance(part, enum.StrEnum):
-        return {"class": f"{type(part).__module__}.{type(part).__qualname__}", "value": part.value}
+        return {"class": _public_name(type(part)), "value": part.value}
     if part is None or isinstance(part, bool | int | str):
         return part
     if isinstance(part, float):
@@ -53,7 +54,7 @@ def describe(part: object) -> Value:
     if isinstance(part, tuple | list | torch.nn.ModuleList):
         return [describe(item) for item in part]
     cls = type(part)
-    arguments: dict[str, Value] = {"class": f"{cls.__module__}.{cls.__qualname__}"}
+    arguments: dict[str, Value] = {"class": _public_name(cls)}
     for name in _arguments(cls):
         if not hasattr(part, name):
             raise TypeError(
@@ -99,23 +100,39 @@ def _build(tree: Value, depth: int, budget: list[int]) -> Any:
         raise CheckpointError(f"The description of {name} does not fit it: {error}") from error
 
 
+def _public_name(cls: type) -> str:
+    """Returns the name under which a class is known outside: the module it lies in may be split without notice.
+
+    Example:
+        >>> from lowerbound.data.binarise import Binarise
+        >>> _public_name(Binarise)
+        'lowerbound.data.Binarise'
+    """
+    parts = cls.__module__.split(".")
+    home = ".".join(parts[:2]) if parts[0] == "lowerbound" else cls.__module__
+    return f"{home}.{cls.__qualname__}"
+
+
 def _class(name: object) -> type:
     if not isinstance(name, str):
         raise CheckpointError("The model's description has a part without a class; it is damaged.")
     module, _, qualname = name.rpartition(".")
-    if (
-        module == "lowerbound" or module.startswith("lowerbound.") or module == _ACTIVATIONS
-    ) and qualname.isidentifier():
+    if (module.startswith("lowerbound.") or module == _ACTIVATIONS) and qualname.isidentifier():
         try:
             cls = getattr(importlib.import_module(module), qualname, None)
         except ImportError:
             cls = None
-        if inspect.isclass(cls) and cls.__module__ == module:
-            return cast("type", cls)
+        if inspect.isclass(cls) and _is_part(cls) and _public_name(cls) == name:
+            return cls
     raise CheckpointError(
         f"The model's description names {name!r}, which is no part of this version of lowerbound. A model with parts "
         "of your own is loaded by building it in Python and calling load_state_dict with its model.safetensors."
     )
+
+
+def _is_part(cls: type) -> bool:
+    # What is left out does things when it is built: opens files, say.
+    return issubclass(cls, torch.nn.Module | enum.StrEnum) or dataclasses.is_dataclass(cls)
 
 
 def _arguments(cls: type) -> list[str]:

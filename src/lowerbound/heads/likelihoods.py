@@ -1,31 +1,24 @@
-r"""Heads: from features to a distribution.
+"""Likelihood heads: features to p(x|z).
 
-A head owns the last affine map and the meaning of its outputs; it knows nothing of depth. Posterior heads give q(z|x),
-likelihood heads give p(x|z), both as `torch.distributions.Distribution`. Whatever precision the network ran in, the
-parameters of a distribution are at least float32, and log-scales are kept within \(\pm 10\), so that no density, sum or
-gradient can leave the range of float32.
-
-A likelihood head also knows on which supports it *is* a likelihood. Binary cross-entropy on grey pixels is accepted,
-because so much of the literature trains with it, but it is named for what it is wherever its number is printed.
+A likelihood head knows on which supports it *is* a likelihood. Binary cross-entropy on grey pixels is accepted, because
+so much of the literature trains with it, but it is named for what it is wherever its number is printed.
 """
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution
 
 from lowerbound import distributions
 from lowerbound.data import Support
 from lowerbound.errors import UsageError
-from lowerbound.nn import Network, check_sizes
+from lowerbound.heads.base import LOG_SCALE_BOUND, Head
 
-_LOG_SCALE_BOUND = 10.0
 # A value that is never seen still gets this probability at the start.
 _RARE = 0.005
 _GREY_BERNOULLI = (
@@ -36,66 +29,6 @@ _DENSITY_AT_LEVELS = (
     "a density is evaluated at values on a grid of 8-bit levels, without dequantisation: it can be compared with other "
     "densities on the same data, not with probabilities"
 )
-
-
-class Head(nn.Module, ABC):
-    """Features to a distribution over an event.
-
-    Args:
-        in_shape: The shape of one set of features, as a network's `out_shape`.
-        event_shape: The shape of what is distributed.
-    """
-
-    num_parameters: ClassVar[int] = 1
-
-    def __init__(self, in_shape: tuple[int, ...], event_shape: tuple[int, ...]) -> None:
-        super().__init__()
-        check_sizes(in_shape=in_shape, event_shape=event_shape)
-        self.in_shape = tuple(in_shape)
-        self.event_shape = tuple(event_shape)
-        self.on_picture = len(in_shape) == 3 and len(event_shape) == 3 and in_shape[1:] == event_shape[1:]
-        if self.on_picture:
-            # Features that lie on the picture: the same affine map at every pixel.
-            self.project: nn.Module = nn.Conv2d(in_shape[0], self.num_parameters * event_shape[0], 1)
-        else:
-            self.project = nn.Linear(math.prod(in_shape), self.num_parameters * math.prod(event_shape))
-
-    def parameters_of(self, features: Tensor, batch: torch.Size) -> tuple[Tensor, ...]:
-        """Returns `num_parameters` tensors of shape `[*batch, *event]`, at least float32."""
-        raw = self.project(features if self.on_picture else features.flatten(1))
-        if raw.dtype in (torch.bfloat16, torch.float16):
-            raw = raw.float()
-        split: Tensor = raw.reshape(*batch, self.num_parameters, *self.event_shape)
-        return tuple(split.unbind(len(batch)))
-
-    @abstractmethod
-    def forward(self, features: Tensor, batch: torch.Size) -> Distribution:
-        """Maps features `[prod(batch), *in_shape]` to a distribution of that batch shape."""
-
-
-class DiagonalNormal(Head):
-    """A posterior with independent normal components: the mean-field Gaussian of Kingma and Welling (2014, eq. 9).
-
-    Example:
-        >>> q = DiagonalNormal((16,), (2,))(torch.zeros(5, 16), torch.Size([5]))
-        >>> q.batch_shape, q.event_shape
-        (torch.Size([5]), torch.Size([2]))
-    """
-
-    num_parameters = 2
-
-    def forward(self, features: Tensor, batch: torch.Size) -> distributions.DiagonalNormal:
-        loc, log_scale = self.parameters_of(features, batch)
-        bounded = log_scale.clamp(-_LOG_SCALE_BOUND, _LOG_SCALE_BOUND)
-        return distributions.DiagonalNormal(loc, bounded, len(self.event_shape))
-
-
-class Delta(Head):
-    """A posterior that is a single point, which makes a plain autoencoder of the composition."""
-
-    def forward(self, features: Tensor, batch: torch.Size) -> distributions.Delta:
-        (loc,) = self.parameters_of(features, batch)
-        return distributions.Delta(loc, len(self.event_shape))
 
 
 class Likelihood(Head):
@@ -208,36 +141,5 @@ class Normal(Likelihood):
 
     def forward(self, features: Tensor, batch: torch.Size) -> distributions.DiagonalNormal:
         (loc,) = self.parameters_of(features, batch)
-        bounded = self.log_scale.clamp(-_LOG_SCALE_BOUND, _LOG_SCALE_BOUND)
+        bounded = self.log_scale.clamp(-LOG_SCALE_BOUND, LOG_SCALE_BOUND)
         return distributions.DiagonalNormal(loc, bounded, len(self.event_shape))
-
-
-class Conditional(nn.Module):
-    """A conditional distribution: a network, then a head.
-
-    It accepts any batch shape: `[*batch, *network.in_shape]` gives a distribution with that batch shape, so the same
-    decoder takes z as `[B, D]` and as `[K, B, D]`.
-
-    Args:
-        network: Features in, features out.
-        head: Features to a distribution.
-
-    Raises:
-        UsageError: The head does not take what the network gives.
-    """
-
-    def __init__(self, network: Network, head: Head) -> None:
-        super().__init__()
-        if network.out_shape != head.in_shape:
-            raise UsageError(
-                f"The head takes features of shape {head.in_shape}, but its network gives {network.out_shape}. Build "
-                "the head with in_shape=network.out_shape."
-            )
-        self.network = network
-        self.head = head
-
-    def forward(self, condition: Tensor) -> Distribution:
-        batch = condition.shape[: condition.ndim - len(self.network.in_shape)]
-        features = self.network(condition.reshape(-1, *self.network.in_shape))
-        distribution: Distribution = self.head(features, batch)
-        return distribution
