@@ -40,6 +40,7 @@ from lowerbound.model import VAE
 SCHEMA = 1
 _KEEP = 2
 _LOCK = ".lock"
+_RESUME = "run the same command with --resume"
 _MAX_JSON = 16 << 20
 
 
@@ -120,7 +121,7 @@ class RunFolder:
         Raises:
             ResourceError: Another process holds it, or the folder cannot be made.
         """
-        with disk_errors(self.path):
+        with disk_errors(self.path, _RESUME):
             self.path.mkdir(parents=True, exist_ok=True)
             lock = filelock.FileLock(self.path / _LOCK, timeout=0)
             try:
@@ -136,7 +137,8 @@ class RunFolder:
 
     def begin(self, record: dict[str, Any]) -> None:
         """Begins a run, removing an earlier one if there is any."""
-        with disk_errors(self.path):
+        with disk_errors(self.path, _RESUME):
+            self.path.mkdir(parents=True, exist_ok=True)
             # The manifest goes first: without it, nothing that is left half removed can be taken for a run.
             for name in ("manifest.json", "run.json", "model.safetensors", "metrics.jsonl", "report.html"):
                 (self.path / name).unlink(missing_ok=True)
@@ -159,13 +161,13 @@ class RunFolder:
         if record.get("schema") != SCHEMA:
             raise CheckpointError(
                 f"{self.path / 'run.json'} has schema {record.get('schema')!r}, and this version of lowerbound reads "
-                f"schema {SCHEMA}. Use the version that wrote it: {record.get('versions', {}).get('lowerbound', '?')}."
+                f"schema {SCHEMA}. Use the version that wrote it: {_written_by(record)}."
             )
         return record
 
     def finish(self, weights: dict[str, Tensor]) -> None:
         """Writes the weights to use and the manifest, which says that the run is complete."""
-        with disk_errors(self.path):
+        with disk_errors(self.path, _RESUME):
             (self.path / "manifest.json").unlink(missing_ok=True)
             _write(self.path / "model.safetensors", safetensors.torch.save(_contiguous(weights)))
             _write_manifest(self.path, ("run.json", "model.safetensors"))
@@ -188,7 +190,13 @@ class RunFolder:
                     "Run the same train command again with --resume."
                 )
             prefix = "kept."
-            weights = {k.removeprefix(prefix): v for k, v in saved[0].items() if k.startswith(prefix)}
+            tensors, scalars = saved
+            if scalars.get("run_sha256") != self._record_digest():
+                raise CheckpointError(
+                    f"{self.path / 'run.json'} is not the one that the last checkpoint was written with; it is "
+                    "damaged. Restore it from a copy."
+                )
+            weights = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
             finished = False
         return SavedRun(build_model(record, weights, self.path), record, finished)
 
@@ -198,7 +206,7 @@ class RunFolder:
         Raises:
             ResourceError: The disk is full or refuses; earlier checkpoints are untouched.
         """
-        with disk_errors(self.path):
+        with disk_errors(self.path, _RESUME):
             self.checkpoints.mkdir(exist_ok=True)
             for litter in self.checkpoints.glob(".tmp-*"):
                 shutil.rmtree(litter, ignore_errors=True)
@@ -207,6 +215,7 @@ class RunFolder:
             try:
                 temporary.mkdir()
                 _write(temporary / "state.safetensors", safetensors.torch.save(_contiguous(tensors)))
+                scalars = scalars | {"run_sha256": self._record_digest()}
                 _write(temporary / "state.json", _json_bytes(scalars))
                 _write_manifest(temporary, ("state.safetensors", "state.json"))
                 if final.exists():
@@ -234,29 +243,40 @@ class RunFolder:
 
     def append_metrics(self, line: dict[str, Any]) -> None:
         """Adds a line to metrics.jsonl."""
-        with disk_errors(self.path), self.metrics.open("a", encoding="utf-8") as file:
+        with disk_errors(self.path, _RESUME), self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, allow_nan=False) + "\n")
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Returns the lines of metrics.jsonl; a last line that was cut short is left out."""
+        """Returns the lines of metrics.jsonl, up to the first that is no line of metrics (cut short, say)."""
         if not self.metrics.is_file():
             return []
         lines = []
-        for text in self.metrics.read_text(encoding="utf-8").splitlines():
+        for text in self.metrics.read_bytes().splitlines():
             try:
-                lines.append(json.loads(text))
-            except json.JSONDecodeError:
+                line = json.loads(text)
+            except (ValueError, RecursionError):
                 break
+            if not isinstance(line, dict) or not isinstance(line.get("step"), int):
+                break
+            lines.append(line)
         return lines
 
     def rewind_metrics(self, step: int) -> None:
         """Drops the lines after update `step`: a resumed training writes them again."""
         kept = [line for line in self.read_metrics() if line["step"] <= step]
-        with disk_errors(self.path):
+        with disk_errors(self.path, _RESUME):
             _write(self.metrics, "".join(json.dumps(line) + "\n" for line in kept).encode())
+
+    def _record_digest(self) -> str:
+        return hashlib.sha256((self.path / "run.json").read_bytes()).hexdigest()
 
     def _steps(self) -> list[Path]:
         return sorted(p for p in self.checkpoints.glob("step-*") if (p / "manifest.json").is_file())
+
+
+def _written_by(record: dict[str, Any]) -> str:
+    versions = record.get("versions")
+    return f"lowerbound {versions.get('lowerbound', '?')}" if isinstance(versions, dict) else "unknown"
 
 
 def build_model(record: dict[str, Any], weights: dict[str, Tensor], where: Path) -> VAE:
@@ -272,13 +292,13 @@ def build_model(record: dict[str, Any], weights: dict[str, Tensor], where: Path)
         vae = spec.build(record.get("model"))
     if not isinstance(vae, VAE):
         raise CheckpointError(f"{where} describes a {type(vae).__name__} where a VAE is expected.")
-    expected = {k: tuple(v.shape) for k, v in vae.state_dict().items()}
-    found = {k: tuple(v.shape) for k, v in weights.items()}
+    expected = {k: (tuple(v.shape), str(v.dtype)) for k, v in vae.state_dict().items()}
+    found = {k: (tuple(v.shape), str(v.dtype)) for k, v in weights.items()}
     if expected != found:
         wrong = sorted(set(expected.items()) ^ set(found.items()))
         names = ", ".join(dict.fromkeys(name for name, _ in wrong[:6]))
         raise CheckpointError(
-            f"The weights in {where} are not those of the model it describes; missing, extra or of another shape: "
+            f"The weights in {where} are not those of the model described; missing, extra, or of another shape or type: "
             f"{names}. The run is damaged: restore it from a copy."
         )
     bad = [k for k, v in weights.items() if not torch.isfinite(v).all()]
@@ -289,16 +309,16 @@ def build_model(record: dict[str, Any], weights: dict[str, Tensor], where: Path)
 
 
 @contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
+def disk_errors(path: Path, rescue: str = "run the same command again") -> Iterator[None]:
     """Turns what the disk refuses into a `ResourceError` that says what to do."""
     try:
         yield
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        advice = "Free some space" if full else "Check that the folder can be written"
+        advice = "Free some space" if full else "Check that it can be written"
         raise ResourceError(
-            f"{path} could not be written: {error.strerror or error}. {advice} and run the same command with --resume; "
-            "what was saved before is intact."
+            f"{path} could not be written: {error.strerror or error}. {advice} and {rescue}; what was saved before is "
+            "intact."
         ) from error
 
 

@@ -23,8 +23,9 @@ import torch
 import lowerbound
 from lowerbound import figures, spec
 from lowerbound.checkpoint import RunFolder
-from lowerbound.data import Data, derive_seed
+from lowerbound.data import Binarise, Data, View, derive_seed
 from lowerbound.errors import CheckpointError, DivergedError, UsageError
+from lowerbound.objectives import Objective
 from lowerbound.recipes import Run
 from lowerbound.trackers import Trackers
 from lowerbound.training import (
@@ -33,6 +34,7 @@ from lowerbound.training import (
     Step,
     Training,
     TrainState,
+    check_run,
     end_epoch,
     seed_everything,
     train,
@@ -67,7 +69,7 @@ def prepare(
         changes: Fields of `Training` to change in what the recipe returns (`minutes`, `seed`, `precision`).
 
     Raises:
-        UsageError: A setting is unknown to the recipe, or cannot be.
+        UsageError: A setting is unknown to the recipe, cannot be, or asks for more memory than there is.
     """
     changes = dict(changes or {})
     if changes.get("minutes") is not None and "epochs" not in settings:
@@ -76,7 +78,15 @@ def prepare(
     if not 0 <= seed < 1 << 62:
         raise UsageError(f"The seed should be from 0 to 2^62 - 1; got {seed}.")
     seed_everything(derive_seed(seed, 0), torch.device("cpu"))
-    run = recipe(data, **settings)
+    try:
+        run = recipe(data, **settings)
+    except (RuntimeError, MemoryError, OverflowError) as error:
+        given = ", ".join(f"{k} = {v}" for k, v in settings.items()) or "the recipe's defaults"
+        raise UsageError(
+            f"No model can be built on this machine with {given} ({error}). Give smaller sizes."
+        ) from error
+    if not isinstance(run, Run):
+        raise UsageError(f"A recipe returns a lowerbound.Run; this one returned {type(run).__name__}.")
     return replace(run, training=replace(run.training, **changes))
 
 
@@ -106,6 +116,11 @@ class Experiment:
         trackers: Trackers | None = None,
         save_every: float = 30.0,
     ) -> None:
+        check_run(run.vae, run.data.train, run.objective, run.training)
+        if not 0 <= save_every < math.inf:
+            raise UsageError(
+                f"Seconds between checkpoints (--save-every) should be a number from 0 on; got {save_every}."
+            )
         self.run = run
         self.folder = folder
         self.state = TrainState(run.vae, run.training, device)
@@ -144,13 +159,15 @@ class Experiment:
         try:
             self.state.restore(tensors, scalars)
             self.means.restore(scalars["means"])
-            self.selection.best, self.selection.waited = scalars["best"] or math.inf, scalars["waited"]
+            best = scalars["best"]
+            self.selection.best = math.inf if best is None else float(best)
+            self.selection.waited = int(scalars["waited"])
         except (KeyError, ValueError, RuntimeError, TypeError) as error:
             raise CheckpointError(
                 f"The last checkpoint in {self.folder.path} does not fit its run ({error}); it is damaged."
             ) from error
-        best = {k.removeprefix("best."): v for k, v in tensors.items() if k.startswith("best.")}
-        self.selection.weights = best or None
+        weights = {k.removeprefix("best."): v for k, v in tensors.items() if k.startswith("best.")}
+        self.selection.weights = weights or None
         self.folder.rewind_metrics(self.state.step)
 
     def updates(self) -> Iterator[Update]:
@@ -165,7 +182,8 @@ class Experiment:
         log_every = max(1, batches // _LOGS_AN_EPOCH)
         saved_at = time.monotonic()
         self.trackers.config(self.folder.record())
-        for step in train(run.vae, run.data.train, run.objective, run.training, state=state):
+        steps = train(run.vae, run.data.train, run.objective, run.training, state=state)
+        for step in () if self.selection.over else steps:
             self.means.add(step.terms)
             logged, patience_over = None, False
             if step.epoch_ends or step.step % log_every == 0 or step.progress >= 1:
@@ -266,16 +284,26 @@ def training_of(record: dict[str, Any]) -> Training:
 def notes_of(record: dict[str, Any]) -> tuple[str, ...]:
     """Returns what a reader must know of how a saved run was trained."""
     objective = spec.build(record.get("objective"))
-    said = list(objective.notes())
-    view = record["data"]["view"]
-    if view["joined"]:
+    if not isinstance(objective, Objective):
+        raise CheckpointError("run.json does not describe an objective; the run is damaged.")
+    said, view = list(objective.notes()), view_of(record)
+    if view.joined:
         said.append("the model was trained on all training examples, validation included: nothing was selected on it")
-    if view["binarise"]["value"] == "dynamic":
+    if view.binarise is Binarise.DYNAMIC:
         said.append(
             "x is binarised: afresh at each look in training, by one fixed draw in validation and test "
-            f"(seed {view['seed']})"
+            f"(seed {view.seed})"
         )
     return tuple(said)
+
+
+def view_of(record: dict[str, Any]) -> View:
+    """Returns how the data of a saved run were looked at."""
+    described = record.get("data")
+    view = spec.build(described.get("view")) if isinstance(described, dict) else None
+    if not isinstance(view, View):
+        raise CheckpointError("run.json does not say how the data were seen; the run is damaged.")
+    return view
 
 
 def _differences(before: Any, now: Any, name: str) -> list[tuple[str, Any, Any]]:

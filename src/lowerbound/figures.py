@@ -6,6 +6,7 @@ the rest is drawn with matplotlib's object interface, so no global state is touc
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from lowerbound.checkpoint import disk_errors
+from lowerbound.checkpoint import disk_errors, write_file
 from lowerbound.data import Data, Source, generator
 from lowerbound.errors import UsageError
 from lowerbound.metrics import principal_plane
@@ -104,6 +105,7 @@ def save_grid(x: Tensor, path: Path, columns: int | None = None) -> Path:
 
     Raises:
         UsageError: The examples are no pictures.
+        ResourceError: The disk refuses.
     """
     if not is_picture(tuple(x.shape[1:])):
         raise UsageError(
@@ -113,7 +115,9 @@ def save_grid(x: Tensor, path: Path, columns: int | None = None) -> Path:
     levels = (picture * 255).round().to(torch.uint8)
     image = Image.fromarray(levels[0].numpy() if len(levels) == 1 else levels.permute(1, 2, 0).numpy())
     scale = max(1, round(80 / x.shape[-1]))
-    image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST).save(path)
+    content = io.BytesIO()
+    image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST).save(content, "PNG")
+    write_file(path, content.getvalue())
     return path
 
 
@@ -197,7 +201,9 @@ def _draw_rows(rows: list[tuple[str, Tensor]], path: Path) -> Path:
         figure = Figure(figsize=(0.85 * count, 1.12 * len(rows)), layout="constrained")
         for axes, (title, x) in zip(figure.subplots(len(rows), 1, squeeze=False)[:, 0], rows, strict=True):
             picture = grid(x, count)
-            axes.imshow(picture.permute(1, 2, 0).squeeze(-1), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            axes.imshow(
+                picture.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest"
+            )
             axes.set_axis_off()
             axes.set_title(title, loc="left", fontsize=9)
         figure.savefig(path, dpi=130)

@@ -106,7 +106,7 @@ class ConvDown(Network):
     ) -> None:
         super().__init__()
         check_picture(in_shape, len(channels))
-        check_sizes(channels=channels, features=(features,))
+        check_sizes(in_shape=in_shape, channels=channels, features=(features,))
         self.in_shape, self.channels, self.features = tuple(in_shape), tuple(channels), features
         self.activation = nn.GELU() if activation is None else activation
         self.out_shape = (features,)

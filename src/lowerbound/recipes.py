@@ -271,7 +271,7 @@ def _likelihood(data: lb.Data, asked: LikelihoodName) -> type[lb.heads.Likelihoo
 
 def _updates(data: lb.Data, epochs: float, batch_size: int) -> int:
     """Returns the number of updates in so many epochs."""
-    return round(epochs * len(data.train) / batch_size)
+    return round(epochs * len(data.train) / max(1, batch_size))
 
 
 def _plain(epochs: int, batch_size: int, lr: float) -> lb.Training:

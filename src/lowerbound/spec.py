@@ -24,6 +24,7 @@ import enum
 import importlib
 import inspect
 import math
+import re
 from typing import Any
 
 import torch
@@ -117,7 +118,9 @@ def _class(name: object) -> type:
     if not isinstance(name, str):
         raise CheckpointError("The model's description has a part without a class; it is damaged.")
     module, _, qualname = name.rpartition(".")
-    if (module.startswith("lowerbound.") or module == _ACTIVATIONS) and qualname.isidentifier():
+    # Importing a module runs it, so only those that hold parts are imported at all.
+    own = re.fullmatch(r"lowerbound\.[a-z]\w*", module) and module != "lowerbound.cli"
+    if (own or module == _ACTIVATIONS) and qualname.isidentifier():
         try:
             cls = getattr(importlib.import_module(module), qualname, None)
         except ImportError:

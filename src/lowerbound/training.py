@@ -216,6 +216,8 @@ class TrainState:
             moments.setdefault(int(index), {})[name] = value
         state = self.optimiser.state_dict()
         self.optimiser.load_state_dict({"state": moments, "param_groups": state["param_groups"]})
+        if int(scalars["step"]) < 0:
+            raise ValueError(f"it was saved after {scalars['step']} updates")
         self.step = int(scalars["step"])
         self.seconds = float(scalars["seconds"])
 
@@ -323,11 +325,22 @@ def _update(state: TrainState, objective: Objective, x: Tensor, lr: float) -> Te
         terms = objective(state.vae, x, state.step)
     loss = terms.loss.mean()
     # On an accelerator reading the loss would wait for it; there whoever reads the terms finds out.
-    if state.device.type == "cpu":
-        _check_finite(loss, terms, state.step, lr)
+    if state.device.type == "cpu" and not math.isfinite(loss.item()):
+        raise _diverged(f"the loss is {loss.item():g}", terms, state.step, lr)
     loss.backward()
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if training.clip is not None:
-        torch.nn.utils.clip_grad_norm_(parameters, training.clip)
+        torch.nn.utils.clip_grads_with_norm_(parameters, training.clip, norm)
+    shown = terms.loss.detach()
+    if state.device.type == "cpu":
+        if not math.isfinite(norm.item()):
+            raise _diverged(f"the gradient's norm is {norm.item():g}", terms, state.step, lr)
+    elif state.device.type == "cuda":
+        # The fused optimiser leaves the weights alone when it is told so, and the loss of that update becomes NaN, so
+        # whoever reads it next finds out. Nothing waits for the device.
+        bad = ~torch.isfinite(norm)
+        state.optimiser.found_inf = bad.float()  # type: ignore[attr-defined]
+        shown = torch.where(bad, torch.nan, shown)
     state.optimiser.param_groups[0]["lr"] = lr
     state.optimiser.step()
     state.optimiser.zero_grad()
@@ -337,18 +350,16 @@ def _update(state: TrainState, objective: Objective, x: Tensor, lr: float) -> Te
         decay = min(training.average, state.step / (state.step + 10))
         with torch.no_grad():
             torch._foreach_lerp_(list(state.average.values()), parameters, 1 - decay)
-    detached = (None if t is None else t.detach() for t in (terms.loss, terms.distortion, terms.kl, terms.elbo))
-    return Terms(*detached)  # type: ignore[arg-type]
+    rest = (None if t is None else t.detach() for t in (terms.kl, terms.elbo))
+    return Terms(shown, terms.distortion.detach(), *rest)
 
 
-def _check_finite(loss: Tensor, terms: Terms, step: int, lr: float) -> None:
-    if not math.isfinite(loss.item()):
-        kl = "" if terms.kl is None else f", the KL {terms.kl.mean().item():g}"
-        raise DivergedError(
-            f"Training diverged: at update {step + 1} the loss is {loss.item():g} (the distortion is "
-            f"{terms.distortion.mean().item():g}{kl}; learning rate {lr:g}). The update was not made. Lower the "
-            "learning rate (--lr), or cut the gradient (a recipe's clip)."
-        )
+def _diverged(what: str, terms: Terms, step: int, lr: float) -> DivergedError:
+    kl = "" if terms.kl is None else f", the KL {terms.kl.mean().item():g}"
+    return DivergedError(
+        f"Training diverged: at update {step + 1} {what} (the distortion is {terms.distortion.mean().item():g}{kl}; "
+        f"learning rate {lr:g}). The update was not made. Lower the learning rate (--lr)."
+    )
 
 
 def _progress(state: TrainState, batches_an_epoch: int) -> float:
@@ -423,6 +434,11 @@ class Selection:
         self.waited = 0
         self.weights: dict[str, Tensor] | None = None
 
+    @property
+    def over(self) -> bool:
+        """Whether patience has run out."""
+        return self.patience is not None and self.waited >= self.patience
+
     def update(self, loss: float | None, state: TrainState) -> bool:
         """Takes in one epoch's validation loss and returns whether to stop."""
         if self.patience is None or loss is None:
@@ -431,7 +447,7 @@ class Selection:
             self.best, self.waited, self.weights = loss, 0, state.kept_weights()
         else:
             self.waited += 1
-        return self.waited >= self.patience
+        return self.over
 
     def kept(self, state: TrainState) -> dict[str, Tensor]:
         """Returns the weights to keep, on the CPU."""
@@ -533,7 +549,10 @@ def resolve_device(name: str) -> torch.device:
     if not there.get(name.split(":")[0], False):
         found = ", ".join(kind for kind, present in there.items() if present)
         raise UsageError(f"There is no device {name!r} here; found: {found}. Use --device auto.")
-    return torch.device(name)
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"{name!r} is no device: {str(error).splitlines()[0]} Use --device auto.") from error
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:

@@ -7,12 +7,13 @@ import itertools
 import socket
 import struct
 import threading
+import time
 from email.utils import formatdate
 
 import pytest
 
 from lowerbound.data import fetch
-from lowerbound.data.fetch import RemoteFiles, cache_dir, obtain
+from lowerbound.data.fetch import RemoteFiles, cache_dir, find, obtain
 from lowerbound.errors import DataError
 
 FILE = "toy-idx1-ubyte"
@@ -238,16 +239,26 @@ def test_a_mirror_that_never_answers_is_given_up(mirror, mirrors, tmp_path, monk
     monkeypatch.setattr(fetch, "_TIMEOUT_S", 0.1)
     mirror.answers[f"/{FILE}.gz"] = None
     mirrors(mirror.url)
+    began = time.monotonic()
     assert "timed out" in refusal(TOY, FILE)
+    assert time.monotonic() - began < 2
     assert files_below(tmp_path) == []
 
 
-@pytest.mark.parametrize("packed", [gzip.compress(bytes(1 << 20)), bytes(1 << 20)], ids=["bomb", "body"])
-def test_more_than_any_data_set_needs_is_refused(mirror, mirrors, tmp_path, monkeypatch, packed):
+@pytest.mark.parametrize(
+    "answer",
+    [
+        reply(gzip.compress(bytes(1 << 20))),
+        reply(ZIPPED[:2] + bytes(1 << 20)),
+        reply(ZIPPED[:2] + bytes(1 << 20), Content_Length=None),
+    ],
+    ids=["a bomb", "a long body", "a body without a length"],
+)
+def test_more_than_any_data_set_needs_is_refused(mirror, mirrors, tmp_path, monkeypatch, answer):
     monkeypatch.setattr(fetch, "_MAX_DOWNLOAD", 1 << 16)
-    mirror.answers[f"/{FILE}.gz"] = reply(packed)
+    mirror.answers[f"/{FILE}.gz"] = answer
     mirrors(mirror.url)
-    assert f"{mirror.url}/{FILE}.gz (" in refusal(TOY, FILE)
+    assert "larger than any data set" in refusal(TOY, FILE)
     assert files_below(tmp_path) == []
 
 
@@ -332,6 +343,7 @@ def test_the_nearer_folder_wins(places, nearer, farther):
     (folders[nearer] / FILE).write_bytes(CONTENT)
     (folders[farther] / FILE).write_bytes(OTHER)
     assert obtain(files, FILE, given) == CONTENT
+    assert find(files, FILE, given) == folders[nearer] / FILE
 
 
 @pytest.mark.parametrize("place", range(6))
@@ -381,6 +393,14 @@ def test_the_failure_lists_folders_mirrors_reasons_and_what_works_offline(mirror
     assert f"{public}/{FILE}.gz (" in message
     for advice in (FILE, "--data-dir", "LOWERBOUND_DATA", "mnist-5k", "digits", "lowerbound[demo]"):
         assert advice in message
+
+
+def test_to_find_a_file_asks_no_network(mirror, mirrors, places):
+    files, given, _ = places
+    mirror.answers[f"/{FILE}.gz"] = reply(ZIPPED)
+    mirrors(mirror.url)
+    assert find(files, FILE, given) is None
+    assert mirror.requests == []
 
 
 def test_with_no_mirrors_the_failure_speaks_of_no_download():

@@ -1,18 +1,22 @@
 """Sources gather by index in one call, decode on the way, and a walk through them can be taken up anywhere."""
 
+import itertools
 import math
 from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.overrides import TorchFunctionMode
 
-from lowerbound.data import ArraySource, Support, batches, check_support, derive_seed, epoch_order, generator
+from lowerbound.data import ArraySource, Support, batches, check_support, derive_seed, epoch_order, generator, mean
 from lowerbound.errors import DataError, UsageError
 
 CPU = torch.device("cpu")
+
+# A busy machine is no reason to fail.
+patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def bytes_of(*shape, seed=0):
@@ -276,7 +280,7 @@ def test_a_part_does_not_inherit_the_fingerprint_of_the_whole():
 # orders
 
 
-@settings(max_examples=60, deadline=None)
+@settings(patient, max_examples=60)
 @given(st.integers(0, 2000), st.integers(-(2**70), 2**70), st.integers(0, 2**40))
 def test_an_epoch_order_is_a_permutation_and_a_pure_function_of_seed_and_epoch(count, seed, epoch):
     order = epoch_order(count, seed, epoch)
@@ -306,7 +310,7 @@ def test_over_many_epochs_every_example_comes_first_equally_often():
     assert (counts - 300).abs().max() < 5 * math.sqrt(3000 * 0.1 * 0.9)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(patient, max_examples=100)
 @given(st.lists(st.integers(-(2**70), 2**70), max_size=4))
 def test_a_derived_seed_is_one_that_torch_takes(parts):
     seed = derive_seed(*parts)
@@ -341,7 +345,7 @@ def test_batches_visit_each_example_once_in_order_and_the_last_may_be_short(coun
         assert torch.equal(batch.label, 10 * batch.index)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(patient, max_examples=60)
 @given(st.integers(0, 40), st.integers(1, 12), st.integers(0, 45))
 def test_a_walk_taken_up_at_batch_k_goes_on_exactly(count, size, start):
     source = numbered(count)
@@ -393,3 +397,36 @@ def test_labels_travel_with_the_real_digits(digits):
     for batch in batches(digits.test, order, 4096, CPU):
         assert torch.equal(batch.label, digits.test.labels[batch.index])
         torch.testing.assert_close(batch.x * 255, digits.test.values[batch.index].float())
+
+
+# means
+
+
+@pytest.mark.parametrize("count", [1, 999, 1000, 1001, 2500])
+def test_the_mean_is_over_every_example_where_they_are_few(count):
+    source = ArraySource(bytes_of(count, 2, 3))
+    torch.testing.assert_close(mean(source), source.values.double().mean(0).float() / 255)
+
+
+class Counting(ArraySource):
+    """A source that notes which examples it was asked for."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.asked = []
+
+    def gather(self, index):
+        self.asked += index.tolist()
+        return super().gather(index)
+
+
+@pytest.mark.parametrize("count", [10, 11, 15, 19, 20, 21, 100, 999])
+def test_the_mean_of_many_looks_at_no_more_than_asked_and_spreads_them_evenly(count):
+    source = Counting(torch.arange(count, dtype=torch.float32)[:, None], support=Support.REAL)
+    found = mean(source, at_most=10)
+    assert 5 <= len(source.asked) <= 10
+    steps = {b - a for a, b in itertools.pairwise(source.asked)}
+    assert len(steps) == 1
+    assert source.asked[0] < max(steps)
+    assert source.asked[-1] >= count - max(steps)
+    torch.testing.assert_close(found, torch.tensor([sum(source.asked) / len(source.asked)]))

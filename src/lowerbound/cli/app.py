@@ -49,15 +49,17 @@ def build_app() -> cyclopts.App:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit status."""
-    tokens = list(sys.argv[1:] if arguments is None else arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
     # A reader that closes the pipe (`| head`) ends the program quietly, as it does every other.
     if hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     try:
         app = build_app()
-        tokens = train.with_user_recipe(app, tokens)
-        status = app(tokens, exit_on_error=False, print_error=True)
-    except cyclopts.CycloptsError:
+        status = app(train.prepared(app, given), exit_on_error=False, print_error=False)
+    except cyclopts.CycloptsError as error:
+        source = train.config_of(given)
+        hint = f" Some of the options are from {source[0]}." if source else ""
+        print_error(" ".join(str(error).split()) + hint)
         return 2
     except LowerboundError as error:
         print_error(str(error))

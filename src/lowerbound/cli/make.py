@@ -7,6 +7,8 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.markup import escape
+
 from lowerbound.cli.show import print_json, stdout
 from lowerbound.errors import UsageError
 
@@ -103,11 +105,11 @@ def reconstruct(
     vae = saved.vae.to(resolve_device(device))
     x = source.examples(torch.arange(min(n, len(source)))).x
     made = tasks.reconstruct(vae, x, seed=seed, draw=draw)
-    if out.suffix == ".png":
+    if _kind(out) == ".png":
         columns = min(len(x), 20)
         rows = [part for pair in zip(x.split(columns), made.split(columns), strict=True) for part in pair]
         padded = [torch.cat([r, r.new_ones(columns - len(r), *r.shape[1:])]) for r in rows]
-        figures.save_grid(torch.cat(padded), _ready(out), columns=columns)
+        figures.save_grid(torch.cat(padded), out, columns=columns)
     else:
         _write_pictures(out, {"x": x, "reconstruction": made})
     _report(out, len(x), "reconstructions", json)
@@ -158,7 +160,7 @@ def encode(
 
     saved = open_saved(run, data, data_dir)
     encoded = tasks.encode(saved.vae.to(resolve_device(device)), saved.data.split(split), seed=seed, draw=draw)
-    if out.suffix == ".csv":
+    if _kind(out) == ".csv":
         _write_table(out, encoded)
     else:
         _write_pictures(out, encoded)
@@ -222,8 +224,8 @@ def interpolate(
             )
     ends = source.examples(torch.tensor([from_, to])).x
     made = tasks.interpolate(saved.vae.to(resolve_device(device)), ends[0], ends[1], steps)
-    if out.suffix == ".png":
-        figures.save_grid(made, _ready(out), columns=len(made))
+    if _kind(out) == ".png":
+        figures.save_grid(made, out, columns=len(made))
     else:
         _write_pictures(out, {"x": made})
     _report(out, steps, "steps", json)
@@ -236,26 +238,22 @@ def _model(run: Path, device: str) -> VAE:
     return load(run).to(resolve_device(device))
 
 
+def _kind(path: Path) -> str:
+    return path.suffix.lower()
+
+
 def _check_suffix(path: Path, known: tuple[str, ...]) -> None:
     # Before anything is loaded or computed.
-    if path.suffix.lower() not in known:
+    if _kind(path) not in known:
         raise UsageError(f"--out should end in {' or '.join(known)}; got {path}.")
-
-
-def _ready(path: Path) -> Path:
-    from lowerbound.checkpoint import disk_errors
-
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    return path
 
 
 def _write_pictures(path: Path, arrays: dict[str, Tensor]) -> None:
     from lowerbound import figures
     from lowerbound.checkpoint import write_file
 
-    if path.suffix == ".png":
-        figures.save_grid(arrays["x"], _ready(path))
+    if _kind(path) == ".png":
+        figures.save_grid(arrays["x"], path)
         return
     import numpy as np
 
@@ -284,4 +282,4 @@ def _report(path: Path, count: int, what: str, json: bool) -> None:
     if json:
         print_json({"out": str(path), "n": count})
     else:
-        stdout.print(f"Wrote {count:,} {what} to {path}")
+        stdout.print(f"Wrote {count:,} {what} to {escape(str(path))}", soft_wrap=True)

@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from lowerbound import spec
 from lowerbound.checkpoint import RunFolder
-from lowerbound.data import Data, View
-from lowerbound.errors import CheckpointError
-from lowerbound.experiment import notes_of
+from lowerbound.data import Data
+from lowerbound.experiment import notes_of, view_of
 from lowerbound.model import VAE
 
 
@@ -36,14 +34,11 @@ def open_saved(run: Path, source: str | None = None, data_dir: Path | None = Non
         DataError: The source cannot be had.
     """
     saved = RunFolder(run).read()
-    notes = list(notes_of(saved.record))
+    notes, described = list(notes_of(saved.record)), saved.record["data"]
     if not saved.finished:
         notes.append("training has not ended: these are the weights of the last checkpoint")
-    described = saved.record["data"]
-    view = spec.build(described["view"])
-    if not isinstance(view, View):
-        raise CheckpointError(f"{run / 'run.json'} does not say how the data were seen; it is damaged.")
-    data = view.of(source or described["source"], data_dir)
-    if source is None and data.test.fingerprint != described["fingerprint"]["test"]:
+    data = view_of(saved.record).of(source or str(described.get("source")), data_dir)
+    fingerprints = described.get("fingerprint")
+    if source is None and isinstance(fingerprints, dict) and data.test.fingerprint != fingerprints.get("test"):
         notes.append(f"the test split of {data.name} is not the one of the training any more: its values have changed")
     return Saved(saved.vae, data, tuple(notes))

@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -24,21 +25,17 @@ stderr = Console(stderr=True, highlight=False)
 
 def print_error(message: str) -> None:
     """Prints one paragraph to stderr."""
-    stderr.print(f"[bold red]Error:[/] {_escaped(message)}", soft_wrap=not stderr.is_terminal)
+    stderr.print(f"[bold red]Error:[/] {escape(message)}", soft_wrap=not stderr.is_terminal)
 
 
 def print_note(message: str) -> None:
     """Prints a remark to stderr."""
-    stderr.print(_escaped(message), soft_wrap=not stderr.is_terminal)
+    stderr.print(escape(message), soft_wrap=not stderr.is_terminal)
 
 
 def print_json(document: Any) -> None:
     """Prints one JSON document to stdout."""
     print(json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False))
-
-
-def _escaped(text: str) -> str:
-    return text.replace("[", r"\[")
 
 
 class TrainingProgress:
@@ -98,7 +95,7 @@ def format_line(line: dict[str, Any]) -> str:
 
 def print_evaluation(title: str, result: Evaluation) -> None:
     """Prints the table of an evaluation, with its notes in words beneath."""
-    table = Table(title=title, title_justify="left", show_header=True, header_style="bold")
+    table = Table(title=escape(title), title_justify="left", show_header=True, header_style="bold")
     table.add_column("")
     table.add_column(f"nats per {'example' if result.is_likelihood else 'example (no likelihood, see below)'}")
     table.add_column("what it is")
@@ -122,7 +119,7 @@ def print_evaluation(title: str, result: Evaluation) -> None:
         f"components active.{spread} An error is one standard error over the examples."
     )
     for note in result.notes:
-        stdout.print(f"Note: {_escaped(note)}.")
+        stdout.print(f"Note: {escape(note)}.")
 
 
 def _number(value: float | None, stderr: float | None = None, sign: int = 1) -> str:

@@ -7,18 +7,20 @@ import inspect
 import json as json_module
 import signal
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import cyclopts
 from cyclopts import Parameter
 from docstring_parser import parse
+from rich.markup import escape
 
 from lowerbound.cli.show import TrainingProgress, print_evaluation, print_json, print_note, stdout
-from lowerbound.errors import DivergedError, UsageError
+from lowerbound.errors import DivergedError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from lowerbound.experiment import Experiment
@@ -114,37 +116,86 @@ def build_train_app() -> cyclopts.App:
     return app
 
 
-def with_user_recipe(app: cyclopts.App, tokens: list[str]) -> list[str]:
-    """Adds the command for a recipe given as `module:function`, and reads `--config`; returns the tokens left."""
-    if len(tokens) > 1 and tokens[0] == "train" and ":" in tokens[1]:
-        app["train"].command(_command(tokens[1], _import_recipe(tokens[1])), name=tokens[1])
-    return _without_config(app, tokens)
+def prepared(app: cyclopts.App, tokens: list[str]) -> list[str]:
+    """Makes `train` know a recipe given as `module:function`, and puts options for those in a `--config` file."""
+    if tokens[:1] != ["train"] or len(tokens) < 2:
+        return tokens
+    name = tokens[1]
+    if ":" in name:
+        app["train"].command(_command(name, _import_recipe(name)), name=name)
+    return _with_config(name, tokens)
 
 
 def _import_recipe(name: str) -> Callable[..., Run]:
     module, _, function = name.partition(":")
     sys.path.insert(0, "")  # as `python -m` does: a recipe may lie in the current folder
     try:
-        recipe: Callable[..., Run] = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
+        recipe = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
         raise UsageError(f"The recipe {name!r} cannot be imported: {error}. Give it as module:function.") from error
-    return recipe
+    try:
+        kinds = [p.kind for p in inspect.signature(recipe).parameters.values()]
+    except (TypeError, ValueError):
+        kinds = []
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    if not kinds or kinds[0] not in positional or any(k is not inspect.Parameter.KEYWORD_ONLY for k in kinds[1:]):
+        raise UsageError(
+            f"A recipe is a function of the data and of settings by keyword, def recipe(data, *, latent_dim: int = 8, "
+            f"...), that returns a lowerbound.Run; {name} is not."
+        )
+    return cast("Callable[..., Run]", recipe)
 
 
-def _without_config(app: cyclopts.App, tokens: list[str]) -> list[str]:
-    """Takes `--config FILE.toml` out of the tokens and has its keys stand in for options that are not given."""
-    left = list(tokens)
+def _with_config(name: str, tokens: list[str]) -> list[str]:
+    """Takes `--config FILE.toml` out and puts its keys in as options, but for those that are given anyway."""
+    config = config_of(tokens)
+    if config is None:
+        return tokens
+    path, left = config
+    given = {t.partition("=")[0] for t in left}
+    known = {f"--{key.replace('_', '-')}" for key in (*_COMMON, *(s.name for s in recipe_settings(_recipe(name))))}
+    added: list[str] = []
+    for key, value in _read_config(path).items():
+        option = f"--{key.replace('_', '-')}"
+        if option not in known:
+            near = did_you_mean(option, known)
+            raise UsageError(f"{path} has the key {key!r}, which is no option of `lowerbound train {name}`. {near}")
+        if option in given or value is False:
+            continue
+        values = value if isinstance(value, list) else [value]
+        added += [option] if value is True else [t for v in values for t in (option, str(v))]
+    return [*left[:2], *added, *left[2:]]
+
+
+def config_of(tokens: list[str]) -> tuple[str, list[str]] | None:
+    """Returns the file that `--config` names and the tokens without it, or None if there is no `--config`."""
     for place, token in enumerate(tokens):
-        if token == "--config" or token.startswith("--config="):
-            given = token.partition("=")[2] if "=" in token else "".join(tokens[place + 1 : place + 2])
-            if not Path(given).is_file():
-                raise UsageError(
-                    f"--config should name a TOML file with options such as latent-dim = 32; got {given!r}."
-                )
-            app.config = (cyclopts.config.Toml(given, use_commands_as_keys=False, must_exist=True),)
-            del left[place : place + (1 if "=" in token else 2)]
-            break
-    return left
+        if token == "--config":
+            return "".join(tokens[place + 1 : place + 2]), tokens[:place] + tokens[place + 2 :]
+        if token.startswith("--config="):
+            return token.partition("=")[2], tokens[:place] + tokens[place + 1 :]
+    return None
+
+
+def _recipe(name: str) -> Callable[..., Run]:
+    from lowerbound.recipes import RECIPES
+
+    if ":" in name:
+        return _import_recipe(name)
+    if name not in RECIPES:
+        raise UsageError(f"There is no recipe {name!r}. {did_you_mean(name, RECIPES)}")
+    return RECIPES[name]
+
+
+def _read_config(path: str) -> dict[str, Any]:
+    try:
+        with Path(path).open("rb") as file:
+            return tomllib.load(file)
+    except OSError as error:
+        found = f"{path!r} cannot be read ({error.strerror})"
+        raise UsageError(f"--config should name a TOML file with lines such as latent-dim = 32; {found}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is no valid TOML: {error}.") from error
 
 
 def recipe_settings(recipe: Callable[..., Run]) -> list[Setting]:
@@ -233,9 +284,9 @@ def _train(name: str, recipe: Callable[..., Run], settings: dict[str, Any], comm
             experiment.resume()
             print_note(f"Going on from update {experiment.state.step:,} of the run in {common.out}.")
         else:
-            if common.resume:
-                print_note(f"There is no run in {common.out} yet: beginning it.")
             experiment.begin(overwrite=common.overwrite)
+            if common.resume:
+                print_note(f"There was no run in {common.out} yet: beginning it.")
         return _carry_out(experiment, common)
 
 
@@ -303,8 +354,10 @@ def _close(experiment: Experiment, common: Common) -> None:
         return
     print_evaluation(f"{common.out}: {data.name}, {len(data.split(split)):,} {split} examples", result)
     stdout.print(f"Trained for {seconds:.0f} s, {experiment.state.step:,} updates.")
-    stdout.print("Figures:", *(str(path) for path in written), sep="\n  ")
-    stdout.print(f"Next: lowerbound evaluate {common.out} --samples 1000   (the test split, with log p(x))")
+    stdout.print("Figures:", *(escape(str(path)) for path in written), sep="\n  ", soft_wrap=True)
+    stdout.print(
+        f"Next, on the test split: lowerbound evaluate {escape(str(common.out))} --samples 1000", soft_wrap=True
+    )
 
 
 @contextmanager

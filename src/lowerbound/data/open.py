@@ -6,6 +6,8 @@ Validation is the tail of the training examples.
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -159,9 +161,10 @@ def _open_file(source: str) -> tuple[ArraySource, ArraySource]:
     if not path.is_file():
         raise DataError(f"There is no file {source}. Check the path; it is taken from {Path.cwd()}.")
     try:
-        loaded = np.load(path, mmap_mode="r" if path.suffix == ".npy" else None, allow_pickle=False)
-        arrays = {"x": loaded} if isinstance(loaded, np.ndarray) else {k: loaded[k] for k in loaded.files}
-    except (OSError, ValueError, EOFError, KeyError) as error:
+        with path.open("rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            arrays = {"x": loaded} if isinstance(loaded, np.ndarray) else {k: loaded[k] for k in loaded.files}
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{source} cannot be read as a NumPy file ({error}); save it again with numpy.save.") from error
     if "x_train" in arrays:
         test = _as_source(arrays, "x_test", "y_test", source)
@@ -179,6 +182,8 @@ def _as_source(arrays: dict[str, np.ndarray], x: str, y: str, name: str) -> Arra
             "'x' (and their labels 'y'), or 'x_train' and 'x_test'."
         )
     values = _as_tensor(arrays[x], f"{name}, array {x}")
+    if y in arrays and not np.issubdtype(arrays[y].dtype, np.integer):
+        raise DataError(f"{name} should have whole numbers as labels in {y!r}, but has {arrays[y].dtype}.")
     labels = torch.from_numpy(np.array(arrays[y], dtype=np.int64)) if y in arrays else None
     if values.dtype == torch.uint8:
         return ArraySource(values, labels, name=name)
@@ -186,7 +191,7 @@ def _as_source(arrays: dict[str, np.ndarray], x: str, y: str, name: str) -> Arra
 
 
 def _as_tensor(array: np.ndarray, name: str) -> Tensor:
-    if array.ndim < 2 or len(array) < 3:
+    if array.ndim < 2 or len(array) < 3 or array.size == 0:
         raise DataError(
             f"{name} should be [N, ...] with at least 3 examples to split, but has shape {list(array.shape)}."
         )
