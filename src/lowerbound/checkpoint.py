@@ -298,7 +298,7 @@ def build_model(record: dict[str, Any], weights: dict[str, Tensor], where: Path)
         wrong = sorted(set(expected.items()) ^ set(found.items()))
         names = ", ".join(dict.fromkeys(name for name, _ in wrong[:6]))
         raise CheckpointError(
-            f"The weights in {where} are not those of the model described; missing, extra, or of another shape or type: "
+            f"The weights in {where} are not those of the model described; missing, extra, or of other shape or type: "
             f"{names}. The run is damaged: restore it from a copy."
         )
     bad = [k for k, v in weights.items() if not torch.isfinite(v).all()]

@@ -826,3 +826,11 @@ def test_the_file_is_free_again_once_it_is_read(tmp_path, content):
     path.write_bytes(b"\0" * len(content))  # what is held no longer hangs on the file
     assert torch.equal(everything(data.train), before)
     assert isinstance(data.train, ArraySource)
+
+
+def test_bytes_that_are_all_zeros_and_ones_are_binary_and_not_nearly_black(tmp_path):
+    x = (np.arange(40 * 6).reshape(40, 6) % 3 == 0).astype(np.uint8)
+    np.save(tmp_path / "bits.npy", x)
+    data = open_data(str(tmp_path / "bits.npy"))
+    assert data.support is Support.BINARY
+    assert set(data.train.examples(torch.arange(5)).x.unique().tolist()) == {0.0, 1.0}

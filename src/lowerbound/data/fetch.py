@@ -14,9 +14,12 @@ Environment:
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
+import http.client
 import os
+import tempfile
 import urllib.error
 import urllib.request
 import zlib
@@ -121,18 +124,27 @@ def _download(files: RemoteFiles, file: str, search: Search) -> bytes:
     if os.environ.get("LOWERBOUND_OFFLINE", "").lower() in ("1", "true", "yes"):
         search.refused.append("nothing, because LOWERBOUND_OFFLINE is set")
         raise search.failure(files.name, file)
-    own = [m.format(name=files.name) for m in os.environ.get("LOWERBOUND_MIRRORS", "").split()]
+    own = [m.replace("{name}", files.name) for m in os.environ.get("LOWERBOUND_MIRRORS", "").split()]
     for mirror in (*own, *files.mirrors):
         address = f"{mirror.rstrip('/')}/{file}.gz"
         try:
             content = _verified(_unzipped(_request(address)), files.sha256[file], address)
-        except (OSError, EOFError, zlib.error, ValueError, DataError) as error:
-            reason = error.reason if isinstance(error, urllib.error.URLError) else error
-            search.refused.append(f"{address} ({reason})")
+        except (OSError, EOFError, zlib.error, ValueError, http.client.HTTPException, DataError) as error:
+            search.refused.append(f"{address} ({_reason(error)})")
             continue
         _keep(content, cache_dir() / files.name / f"{file}.gz")
         return content
     raise search.failure(files.name, file)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, urllib.error.HTTPError):
+        reason = f"HTTP {error.code} {error.reason}"
+    elif isinstance(error, urllib.error.URLError):
+        reason = str(error.reason)
+    else:
+        reason = str(error) or type(error).__name__
+    return " ".join(reason.split())  # a message is one paragraph
 
 
 def _request(address: str) -> bytes:
@@ -140,6 +152,8 @@ def _request(address: str) -> bytes:
     with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as response:
         content: bytes = response.read(_MAX_DOWNLOAD + 1)
         promised = response.headers.get("Content-Length")
+    if len(content) > _MAX_DOWNLOAD:
+        raise OSError(f"it is larger than any data set here, over {_MAX_DOWNLOAD:,} bytes")
     if promised is not None and int(promised) != len(content):
         raise OSError(f"cut off after {len(content):,} of {int(promised):,} bytes")
     return content
@@ -156,13 +170,16 @@ def _unzipped(content: bytes) -> bytes:
 
 
 def _keep(content: bytes, target: Path) -> None:
-    try:
+    # A cache that cannot be written costs the next download, not this training.
+    with contextlib.suppress(OSError):
         target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(f"{target.name}.{os.getpid()}.part")
-        with part.open("wb") as file:
-            file.write(gzip.compress(content, 6, mtime=0))
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(target)
-    except OSError:
-        return  # a cache that cannot be written costs the next download, not this training
+        descriptor, part = tempfile.mkstemp(prefix=f"{target.name}.", suffix=".part", dir=target.parent)
+        try:
+            with open(descriptor, "wb") as file:
+                file.write(gzip.compress(content, 6, mtime=0))
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, target)
+        except BaseException:
+            Path(part).unlink(missing_ok=True)
+            raise

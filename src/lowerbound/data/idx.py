@@ -11,6 +11,7 @@ import math
 import struct
 import zlib
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -30,7 +31,7 @@ def read_idx_bytes(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
         with path.open("rb") as file:
             zipped = file.read(2) == b"\x1f\x8b"
             file.seek(0)
-            content = (gzip.GzipFile(fileobj=file) if zipped else file).read(max_bytes + 1)
+            content = _read_up_to(gzip.GzipFile(fileobj=file) if zipped else file, max_bytes + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(
             f"{path} could not be read to its end ({error}). It is truncated or damaged: fetch it again."
@@ -70,4 +71,19 @@ def parse_idx(content: bytes, name: str) -> np.ndarray:
             f"{name} promises {' x '.join(map(str, shape))} = {expected:,} values in its header, but holds "
             f"{len(content) - header:,}. It is truncated or its header is wrong: fetch it again."
         )
-    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+    try:
+        return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+    except ValueError as error:  # no values, but sizes beside the 0 that no array can have
+        raise DataError(
+            f"{name} promises {' x '.join(map(str, shape))} values in its header, which no array can have. "
+            "Its header is wrong: fetch it again."
+        ) from error
+
+
+def _read_up_to(file: BinaryIO | gzip.GzipFile, size: int) -> bytes:
+    # In pieces: one read(size) would set aside `size` bytes, however small the file is.
+    pieces = []
+    while size > 0 and (piece := file.read(min(size, 1 << 20))):
+        pieces.append(piece)
+        size -= len(piece)
+    return b"".join(pieces)

