@@ -58,31 +58,37 @@ class Textbook(nn.Module):
 
 
 class Pictures(Dataset):
-    """Items opened one by one through Pillow."""
+    """Items made one by one, as the usual image data sets and their conversion to tensors make them.
 
-    def __init__(self, images: Tensor) -> None:
-        self.images = images
+    A row of the tensor becomes a Pillow image, that an array, that a tensor with the channels last, then first, then
+    float, then divided by 255; the label travels along.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self.images, self.labels = images, labels
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> Tensor:
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
         picture = Image.fromarray(self.images[index].numpy())
-        return torch.from_numpy(np.array(picture, np.uint8)).to(torch.float32).div(255).unsqueeze(0)
+        pixels = torch.from_numpy(np.array(picture, np.uint8, copy=True))
+        pixels = pixels.view(picture.size[1], picture.size[0], len(picture.getbands()))
+        return pixels.permute(2, 0, 1).contiguous().to(torch.float32).div(255), int(self.labels[index])
 
 
 def kl(mean: Tensor, log_var: Tensor) -> Tensor:
     return -0.5 * torch.sum(1 + log_var - mean.pow(2) - log_var.exp())
 
 
-def notebook(images: Tensor) -> Callable[[], None]:
+def notebook(images: Tensor, labels: Tensor) -> Callable[[], None]:
     model = Textbook()
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-3)
-    loader = DataLoader(Pictures(images), batch_size=BATCH, shuffle=True)
+    loader = DataLoader(Pictures(images, labels), batch_size=BATCH, shuffle=True)
 
     def epoch() -> None:
         total = 0.0
-        for batch in loader:
+        for batch, _ in loader:
             x = batch.view(BATCH, 784)
             optimiser.zero_grad()
             logits, mean, log_var = model(x)
@@ -143,10 +149,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the measurements here")
     options = parser.parse_args()
     data = lb.open_data("mnist")
-    images = data.joined().train.values.squeeze(1)
+    learned = data.joined().train
+    images, labels = learned.values.squeeze(1), learned.labels
     torch.manual_seed(0)
     contestants = {
-        "notebook": notebook(images),
+        "notebook": notebook(images, labels),
         "plain": plain(images),
         "lowerbound fp32": ours(data, Precision.FP32),
         "lowerbound auto": ours(data, Precision.AUTO),

@@ -25,8 +25,6 @@ STYLE: Any = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": Fa
 STYLE |= {"grid.alpha": 0.25, "axes.titlesize": 11, "axes.titlelocation": "left", "legend.frameon": False}
 COLOURS, GREY = {"autoencoder": "#c8553d", "VAE": "#1f4e79"}, "#6b6b6b"
 NUDGES, SHOWN_NUDGES = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5), (0.0, 0.25, 0.5, 1.0, 1.5)
-HEADER = "| model | distortion, test | distortion, training | rate, test | distortion of decoded E[z\\|x], test | used "
-HEADER += "components | length of z | variance of z by direction | KL(fitted normal, N(0, I)) |\n" + "| --- " * 9 + "|"
 
 
 class Subject:
@@ -208,21 +206,21 @@ def print_pictures(models: list[Subject], test: lb.Source, judge: Judge, x: Tens
         print(f"| {title} | {pm(distance, 3)} | {pm(sure, 1)} |")
 
 
-def print_models(models: list[Subject], data: lb.Data) -> None:
-    """Prints what the models cost, in nats, and where their codes lie."""
+def measures(model: Subject, data: lb.Data) -> dict[str, str]:
+    """Returns what a model costs, in nats, and where its codes lie."""
     x = data.test.examples(torch.arange(len(data.test))).x
-    copy = (torch.special.entr(x) + torch.special.entr(1 - x)).flatten(1).sum(1)
-    print(f"\nA perfect copy of a test digit has a distortion of {pm(copy, 2)} nats.\n\n{HEADER}")
-    for model in models:
-        test, train = (lb.evaluate(model.vae, s, num_samples=10, limit=10_000) for s in (data.test, data.train))
-        variances = torch.linalg.eigvalsh(model.fitted.covariance_matrix)
-        prior = MultivariateNormal(torch.zeros_like(variances), torch.eye(len(variances)).double())
-        cells = [model.name, f"{test.distortion:.2f} ± {test.distortion_stderr:.2f}"]
-        rate = "none" if test.rate is None else f"{test.rate:.2f} ± {test.rate_stderr:.2f}"
-        cells += [f"{train.distortion:.2f} ± {train.distortion_stderr:.2f}", rate]
-        cells += [pm(-model.p(model.means).log_prob(x), 2), f"{test.active_units} of {test.latent_dim}"]
-        cells += [pm(model.codes["z"].norm(dim=1), 2), f"{variances[0]:.4f} to {variances[-1]:.2f}"]
-        print("| " + " | ".join([*cells, f"{kl_divergence(model.fitted, prior):.1f}"]) + " |")
+    costs = {s: lb.evaluate(model.vae, data.split(s), num_samples=10, limit=10_000) for s in ("test", "train")}
+    test, variances = costs["test"], torch.linalg.eigvalsh(model.fitted.covariance_matrix)
+    prior = MultivariateNormal(torch.zeros_like(variances), torch.eye(len(variances)).double())
+    found = {"distortion of a copy of x": pm((torch.special.entr(x) + torch.special.entr(1 - x)).flatten(1).sum(1), 2)}
+    found |= {f"distortion, {s}": f"{e.distortion:.2f} ± {e.distortion_stderr:.2f}" for s, e in costs.items()}
+    found["rate, test"] = "none" if test.rate is None else f"{test.rate:.2f} ± {test.rate_stderr:.2f}"
+    found["components in use"] = f"{test.active_units} of {test.latent_dim}"
+    found["length of z"] = pm(model.codes["z"].norm(dim=1), 2)
+    found["variance of z by direction"] = f"{variances[0]:.4f} to {variances[-1]:.2f}"
+    found["KL(fitted normal, N(0, I))"] = f"{kl_divergence(model.fitted, prior):.1f}"
+    nudged = {t: -model.p(nudge(model, model.means, t)).log_prob(x) for t in SHOWN_NUDGES}
+    return found | {f"distortion, nudged by {t:g}": pm(values, 2) for t, values in nudged.items()}
 
 
 def main() -> None:
@@ -230,7 +228,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("autoencoder", type=Path)
     parser.add_argument("vae", type=Path)
-    parser.add_argument("--out", type=Path, default="docs/figures")
+    parser.add_argument("--out", type=Path, default=Path("docs/figures"))
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
     data = lb.open_data("mnist").joined()
@@ -242,7 +240,9 @@ def main() -> None:
         for name, figure in figures.items():
             figure.savefig(asked.out / f"autoencoder-{name}.png", dpi=130)
     print_pictures(models, data.test, judge, x)
-    print_models(models, data)
+    left, right = (measures(model, data) for model in models)
+    print("\n| measure | autoencoder | VAE |\n| --- | --- | --- |")
+    print("\n".join(f"| {name} | {left[name]} | {right[name]} |" for name in left))
 
 
 if __name__ == "__main__":

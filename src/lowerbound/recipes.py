@@ -103,8 +103,8 @@ def autoencoder(
 ) -> Run:
     """The tutorial's network as a plain autoencoder: one point z for each x.
 
-    It reconstructs better than the VAE and cannot generate: nothing tells it where in the latent space codes should
-    lie.
+    It reconstructs better than the VAE and has no distribution to generate from: nothing in its training says where in
+    the latent space codes should lie.
 
     Args:
         data: The data set.
