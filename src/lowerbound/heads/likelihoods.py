@@ -3,18 +3,19 @@ r"""Likelihood heads: features to p(x|z). The base of all, and the densities and
 A likelihood head knows on which supports it *is* a likelihood. Binary cross-entropy on grey pixels is accepted, because
 so much of the literature trains with it, but it is named for what it is wherever its number is printed.
 
-**The scale of a normal likelihood** decides how much a nat of rate may buy: with one \(\sigma\) for all values the
-distortion is the squared error over \(2\sigma^2\), so a fixed \(\sigma\) is a weight on the KL by another name. It can be
-fixed or learned (`Normal`), learned for each value (`NormalPerDimension`), predicted from z (`HeteroscedasticNormal`),
-or always the best there is (`CalibratedNormal`). The freer it is, the more a value that hardly varies is worth: where a
-pixel is constant, or x lies on a grid and a network can hit it, a density has no upper bound.
+**The scale of a normal likelihood** decides how much a nat of rate must buy: with one \(\sigma\) for all values the
+distortion is the squared error over \(2\sigma^2\), so a fixed \(\sigma\) is a weight on the KL by another name. It can
+be fixed or learned (`Normal`), learned for each value (`NormalPerDimension`), predicted from z
+(`HeteroscedasticNormal`), or always the best there is (`CalibratedNormal`). The freer it is, the more a value that
+hardly varies is worth: where a pixel is constant, or x lies on a grid that a network can hit, a density has no upper
+bound.
 """
 
 from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -82,7 +83,7 @@ class Likelihood(Head):
         """Raises `UsageError` when this likelihood means nothing on data with that support."""
         if support in self.exact or support in self.relaxed:
             return
-        fitting = sorted(head.__name__ for head in _heads(Likelihood) if support in head.exact)
+        fitting = sorted(head.__name__ for head in _heads() if support in head.exact)
         own = ", ".join(s.value for s in Support if s in self.exact or s in self.relaxed)
         raise UsageError(
             f"A {type(self).__name__} likelihood means nothing for values with support {support.value}. These do: "
@@ -91,20 +92,17 @@ class Likelihood(Head):
         )
 
 
-def _heads(base: type[Likelihood]) -> Iterator[type[Likelihood]]:
-    """Yields the likelihood heads of this package: somebody else's could not be found under their bare names."""
-    for head in base.__subclasses__():
-        if head.__module__.startswith("lowerbound."):
-            yield head
-        yield from _heads(head)
+def _heads() -> list[type[Likelihood]]:
+    """Returns the likelihood heads of this package: somebody else's could not be found under their bare names."""
+    return [head for head in Likelihood.__subclasses__() if head.__module__.startswith("lowerbound.")]
 
 
 def solve_increasing(function: Callable[[Tensor], Tensor], value: Tensor, low: float, high: float) -> Tensor:
     """Returns where an increasing function, taken per element, reaches `value`; bisection is exact enough for a start.
 
     Example:
-        >>> solve_increasing(torch.exp, torch.tensor([1.0, 2.0]), -5, 5)
-        tensor([0.0000, 0.6931])
+        >>> solve_increasing(torch.exp, torch.tensor([2.0, 3.0]), -5, 5)
+        tensor([0.6931, 1.0986])
     """
     below, above = torch.full_like(value, low), torch.full_like(value, high)
     for _ in range(32):
@@ -139,9 +137,10 @@ class ContinuousBernoulli(Likelihood):
 
     def natural_mean(self, mean: Tensor) -> Tensor:
         # The mean as a function of the logit has no inverse in closed form.
-        return solve_increasing(
-            lambda logits: distributions.ContinuousBernoulli(logits).mean, mean, -1 / RARE, 1 / RARE
-        )
+        def mean_at(logits: Tensor) -> Tensor:
+            return distributions.ContinuousBernoulli(logits).mean
+
+        return solve_increasing(mean_at, mean, -1 / RARE, 1 / RARE)
 
     def forward(self, features: Tensor, batch: torch.Size) -> distributions.ContinuousBernoulli:
         (logits,) = self.parameters_of(features, batch)
@@ -208,7 +207,7 @@ class NormalPerDimension(Likelihood):
 
 
 class HeteroscedasticNormal(Likelihood):
-    """A normal density whose standard deviation is predicted from z, for each value (Kingma and Welling, 2014, app. C.2).
+    """A normal density whose standard deviation is predicted from z too (Kingma and Welling, 2014, appendix C.2).
 
     Its likelihood has no upper bound: with z a network can single out an example and let its standard deviations go to
     0 (Mattei and Frellsen, 2018, "Leveraging the exact likelihood of deep latent variable models"). They stop at e^-10.
@@ -229,21 +228,21 @@ class HeteroscedasticNormal(Likelihood):
 class CalibratedNormal(Likelihood):
     r"""A normal density at its best standard deviation: the optimal sigma-VAE.
 
-    Of all \(\sigma\) shared by all values, the one that makes a batch most likely is known (Rybkin, Daniilidis and Levine,
-    2021, "Simple and effective VAE training with calibrated decoders"),
+    Of all \(\sigma\) shared by all values, the one that makes a batch most likely is known (Rybkin, Daniilidis and
+    Levine, 2021, "Simple and effective VAE training with calibrated decoders"),
 
     $$\sigma^{*2} = \frac{1}{K B D} \sum_{k, b, d} (x_{bd} - \mu_d(z_{kb}))^2$$
 
-    so it is computed, not learned. **In training** log p(x|z) is taken at the \(\sigma^*\) of the batch it is asked for.
-    A density that looks at the values it is evaluated at is none, so **in evaluation mode** \(\sigma\) is a constant of the
-    model: the root of a running mean of the batches' \(\sigma^{*2}\). Then log p(x|z) is proper, and an example's does not
-    depend on its neighbours. Before any training that constant is 1.
+    so it is computed, not learned. **In training** log p(x|z) is taken at the \(\sigma^*\) of the batch it is asked
+    for. A density that looks at the values it is evaluated at is none, so **in evaluation mode** \(\sigma\) is a
+    constant of the model: the root of a running mean of the batches' \(\sigma^{*2}\). Then log p(x|z) is proper, and an
+    example's does not depend on its neighbours. Before any training that constant is 1.
 
-    Departures from the paper: \(\sigma^*\) is held constant in the gradient. For a mean of log p(x|z) over the batch that
-    is the same gradient, since the derivative by \(\sigma\) vanishes at \(\sigma^*\); for others (importance-weighted
-    bounds, say) it is the gradient at a given \(\sigma\), which is what those bounds are made for. The bound on
-    \(\log\sigma\) is this package's \(\pm 10\). The running mean follows the weights as they are trained, also where
-    an average of the weights is kept.
+    Departures from the paper: \(\sigma^*\) is held constant in the gradient. For a mean of log p(x|z) over the batch
+    that is the same gradient, since the derivative by \(\sigma\) vanishes at \(\sigma^*\); for others
+    (importance-weighted bounds, say) it is the gradient at a given \(\sigma\), which is what those bounds are made for.
+    The bound on \(\log\sigma\) is this package's \(\pm 10\). The running mean follows the weights as they are trained,
+    also where an average of the weights is kept.
 
     Args:
         in_shape: The shape of the features.
