@@ -206,6 +206,9 @@ def check_support(values: Tensor, support: Support, name: str) -> None:
             bad |= (chunk < 0) | (chunk != chunk.round())
         elif support is not Support.REAL:
             bad |= (chunk < 0) | (chunk > 1)
+            if support is Support.EIGHT_BIT:
+                # Wide enough for levels that were kept in half precision.
+                bad |= (255 * chunk.float() - (255 * chunk.float()).round()).abs() > 0.2
         if bad.any():
             places = bad.nonzero()[:5]
             listed = "; ".join(

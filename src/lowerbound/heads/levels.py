@@ -37,7 +37,7 @@ class DiscretisedLogistic(Likelihood):
     num_parameters = 2
 
     def natural_mean(self, mean: Tensor) -> Tensor:
-        loc = _starting_loc(mean)
+        loc = _starting_loc(mean.clamp(RARE, 1 - RARE))
         return torch.stack([loc, torch.zeros_like(loc)])
 
     def forward(self, features: Tensor, batch: torch.Size) -> discrete.DiscretisedLogistic:
@@ -170,7 +170,7 @@ def _starting_loc(mean: Tensor) -> Tensor:
     def mean_at(loc: Tensor) -> Tensor:
         return discrete.DiscretisedLogistic(loc, log_scale).mean
 
-    return solve_increasing(mean_at, mean.clamp(RARE, 1 - RARE), -2.0, 3.0)
+    return solve_increasing(mean_at, mean, -2.0, 3.0)
 
 
 def _rounded(num_levels: int) -> str:

@@ -247,8 +247,9 @@ class CalibratedNormal(Likelihood):
     Args:
         in_shape: The shape of the features.
         event_shape: The shape of x.
-        decay: How much of the running mean each update keeps, from 0 to below 1; fewer in the first updates, so that
-            the initial value is forgotten at once.
+        decay: How much of the running mean each update keeps, from 0 to below 1; less in the first updates, so that the
+            initial value is forgotten at once. A batch's value is a mean over many values of x and varies little, so a
+            short memory is enough, and one that is too long remembers weights that were worse.
 
     Raises:
         UsageError: `decay` is out of range.
@@ -259,7 +260,7 @@ class CalibratedNormal(Likelihood):
     variance: Tensor
     updates: Tensor
 
-    def __init__(self, in_shape: tuple[int, ...], event_shape: tuple[int, ...], decay: float = 0.99) -> None:
+    def __init__(self, in_shape: tuple[int, ...], event_shape: tuple[int, ...], decay: float = 0.95) -> None:
         super().__init__(in_shape, event_shape)
         if not 0 <= decay < 1:
             raise UsageError(f"The decay of a CalibratedNormal's running variance is from 0 to below 1; got {decay}.")
