@@ -1,5 +1,6 @@
 """The contract grid: every part goes with every other, and each combination keeps the same promises."""
 
+import functools
 import itertools
 import math
 
@@ -18,7 +19,21 @@ from lowerbound.training import Precision, autocast
 
 LATENT = 3
 EVENTS = {"vector": (7,), "picture": (1, 9, 6), "colour": (3, 8, 8)}
-LIKELIHOODS = {"bernoulli": heads.Bernoulli, "continuous-bernoulli": heads.ContinuousBernoulli, "normal": heads.Normal}
+LIKELIHOODS = {
+    "bernoulli": heads.Bernoulli,
+    "continuous-bernoulli": heads.ContinuousBernoulli,
+    "normal": heads.Normal,
+    "normal-per-dimension": heads.NormalPerDimension,
+    "normal-heteroscedastic": heads.HeteroscedasticNormal,
+    "normal-calibrated": heads.CalibratedNormal,
+    "discretised-logistic": heads.DiscretisedLogistic,
+    "discretised-logistic-mixture": functools.partial(heads.DiscretisedLogisticMixture, num_components=3),
+    "categorical": heads.Categorical,
+    "poisson": heads.Poisson,
+    "negative-binomial": heads.NegativeBinomial,
+}
+COUNTS = ("poisson", "negative-binomial")
+LEVELS = ("discretised-logistic", "discretised-logistic-mixture", "categorical")
 POSTERIORS = {"diagonal-normal": heads.DiagonalNormal, "delta": heads.Delta}
 OBJECTIVES: dict[str, Objective] = {
     "elbo": ELBO(),
@@ -43,7 +58,11 @@ def build(event: tuple[int, ...], network: str, posterior: str, likelihood: str)
 
 def examples(event: tuple[int, ...], likelihood: str, count: int = 5) -> torch.Tensor:
     x = torch.rand(count, *event, generator=generator(0))
-    return (x < 0.4).float() if likelihood == "bernoulli" else x
+    if likelihood == "bernoulli":
+        return (x < 0.4).float()
+    if likelihood in COUNTS:
+        return (20 * x**3).round()
+    return (255 * x).round() / 255 if likelihood in LEVELS else x
 
 
 MODELS = [
@@ -110,6 +129,11 @@ def test_the_decoders_distribution_has_the_events_shape_and_its_samples_its_supp
         assert set(x.unique().tolist()) <= {0.0, 1.0}
     elif likelihood == "continuous-bernoulli":
         assert ((x >= 0) & (x <= 1)).all()
+    elif likelihood in LEVELS:
+        assert ((x >= 0) & (x <= 1)).all()
+        torch.testing.assert_close(255 * x, (255 * x).round(), atol=1e-4, rtol=0)
+    elif likelihood in COUNTS:
+        assert ((x >= 0) & (x == x.round())).all()
 
 
 @pytest.mark.parametrize(
@@ -175,10 +199,10 @@ def test_the_closed_form_and_the_sampled_kl_agree():
 )
 def test_a_likelihood_knows_the_data_it_means_something_for(head, support, fits):
     if fits:
-        head.check(support)
+        head((4,), (4,)).check(support)
     else:
         with pytest.raises(UsageError, match="These do: "):
-            head.check(support)
+            head((4,), (4,)).check(support)
 
 
 def test_parts_that_do_not_fit_are_refused_with_both_shapes():

@@ -38,7 +38,8 @@ class Evaluation:
         log_px: The importance-weighted bound on log p(x) with `num_samples` draws.
         num_samples: K.
         n: Examples measured.
-        bits_per_dim: -log_px / (dimensions of x * log 2), where the likelihood is one.
+        bits_per_dim: -log_px / (dimensions of x * log 2), where the likelihood is one; of dequantised data that of
+            their levels, so -(log_px + the source's log_correction) / (dimensions of x * log 2).
         ess_median: The median over examples of the effective sample size of the K weights.
         khat_bad: The fraction of examples whose k-hat is above 0.7; None if K is too small to tell.
         active_units: Components of z whose posterior mean varies over the examples.
@@ -164,7 +165,11 @@ def _summary(
         log_px_stderr=stderr("log_px"),
         num_samples=num_samples,
         n=len(measured["distortion"]),
-        bits_per_dim=None if log_px is None or not is_likelihood else bits_per_dim(log_px, vae.event_shape),
+        bits_per_dim=(
+            None
+            if log_px is None or not is_likelihood
+            else bits_per_dim(log_px + source.log_correction, vae.event_shape)
+        ),
         ess_median=measured["ess"].median().item() if "ess" in measured else None,
         khat_bad=khat_bad,
         active_units=int(active_units(measured["mean"].flatten(1)).sum()),
@@ -183,6 +188,12 @@ def _caveats(vae: VAE, source: Source) -> list[str]:
         said.append(
             "the posterior is a single point without a density: there is no rate, no bound and no evidence, only the "
             "distortion"
+        )
+    elif source.log_correction and support in likelihood.exact:
+        said.append(
+            "x are 8-bit levels dequantised by uniform noise: the bound and log p(x) are of the density of x; for the "
+            f"probability of the levels add {source.log_correction:.3f} nats, which gives a lower bound on its "
+            "logarithm, as bits per dimension do"
         )
     return said
 

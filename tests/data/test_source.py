@@ -145,6 +145,9 @@ def test_moving_a_source_keeps_its_values_labels_and_fingerprint():
         *((support, value) for support in Support for value in (math.nan, math.inf, -math.inf)),
         *((support, value) for support in Support if support is not Support.REAL for value in (-0.01, 1.01)),
         (Support.BINARY, 0.5),
+        (Support.EIGHT_BIT, 0.5),
+        (Support.COUNT, 2.5),
+        (Support.COUNT, -1.0),
     ],
 )
 def test_an_impossible_value_is_refused_naming_its_example_and_position(support, value, example):
@@ -166,11 +169,31 @@ def test_an_impossible_value_is_refused_naming_its_example_and_position(support,
         (Support.BINARY, [0.0, 1.0, -0.0]),
         (Support.EIGHT_BIT, [0.0, 128 / 255, 1.0]),
         (Support.UNIT_INTERVAL, [0.0, 1e-30, 0.3, 1.0]),
+        (Support.COUNT, [0.0, 1.0, 7.0, 1e7]),
         (Support.REAL, [-1e30, 0.0, 1e30]),
     ],
 )
 def test_possible_values_up_to_the_edge_of_the_support_are_taken(support, values):
     assert len(ArraySource(torch.tensor(values)[:, None], support=support)) == len(values)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_every_level_is_a_level_in_every_precision(dtype):
+    levels = (torch.arange(256, dtype=torch.float64) / 255).to(dtype)
+    assert len(ArraySource(levels[:, None], support=Support.EIGHT_BIT)) == 256
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int64, torch.float32])
+def test_counts_of_any_type_stay_the_counts_they_are(dtype):
+    source = ArraySource(torch.tensor([[0, 3], [200, 1]], dtype=dtype), support=Support.COUNT, scale=1)
+    assert source.examples(torch.tensor([1, 0])).x.tolist() == [[200.0, 1.0], [0.0, 3.0]]
+
+
+def test_counts_are_not_scaled_and_not_negative_whatever_their_type():
+    with pytest.raises(DataError, match="scale=1"):
+        ArraySource(torch.ones(3, 2, dtype=torch.uint8), support=Support.COUNT)
+    with pytest.raises(DataError, match=r"example 1, position \(0,\): -2"):
+        ArraySource(torch.tensor([[1], [-2]]), support=Support.COUNT)
 
 
 def test_of_many_impossible_values_the_first_five_are_named():

@@ -6,6 +6,7 @@ function of `(seed, epoch)`.
 """
 
 from lowerbound.data.binarise import Binarise
+from lowerbound.data.dequantise import Dequantised
 from lowerbound.data.named import NAMED
 from lowerbound.data.open import SPLITS, Data, View, open_data
 from lowerbound.data.order import derive_seed, epoch_order, generator
@@ -18,6 +19,7 @@ __all__ = [
     "Batch",
     "Binarise",
     "Data",
+    "Dequantised",
     "Source",
     "Support",
     "View",

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lowerbound.data.binarise import Binarise
+from lowerbound.data.dequantise import Dequantised, fixed_noise
 from lowerbound.data.named import NAMED
 from lowerbound.data.order import generator
 from lowerbound.data.source import ArraySource, Source, Support
@@ -37,20 +38,23 @@ class View:
         num_valid: Validation examples asked for; None for the source's own number.
         joined: Whether validation was given back to training.
         binarise: How grey values become binary.
-        seed: Seeds the fixed draws of a binarisation.
+        seed: Seeds the fixed draws of a binarisation or dequantisation.
+        dequantise: Whether 8-bit levels are spread over [0, 1].
     """
 
     num_valid: int | None = None
     joined: bool = False
     binarise: Binarise = Binarise.NONE
     seed: int = 0
+    dequantise: bool = False
 
     def of(self, source: str, data_dir: Path | None = None) -> Data:
         """Opens a source and looks at it this way."""
         data = open_data(source, data_dir=data_dir, num_valid=self.num_valid)
         if self.joined:
             data = data.joined()
-        return data.binarised(self.binarise, self.seed)
+        data = data.binarised(self.binarise, self.seed)
+        return data.dequantised(self.seed) if self.dequantise else data
 
 
 @dataclass(frozen=True)
@@ -102,10 +106,9 @@ class Data:
         view = replace(self.view, joined=True)
         if self.valid is None:
             return replace(self, view=view)
-        if self.view.binarise is not Binarise.NONE or not (
-            isinstance(self.train, ArraySource) and isinstance(self.valid, ArraySource)
-        ):
-            raise UsageError("Join the splits before they are binarised.")
+        seen = self.view.dequantise or self.view.binarise is not Binarise.NONE
+        if seen or not (isinstance(self.train, ArraySource) and isinstance(self.valid, ArraySource)):
+            raise UsageError("Join the splits before they are binarised or dequantised.")
         return replace(self, train=self.train.joined(self.valid), valid=None, view=view)
 
     def binarised(self, how: Binarise, seed: int = 0) -> Data:
@@ -114,17 +117,42 @@ class Data:
         Args:
             how: `NONE` returns the data unchanged.
             seed: Seeds the fixed draws, each split with its own.
+
+        Raises:
+            UsageError: The values are no probabilities, or were dequantised.
         """
         if how is Binarise.NONE:
             return self
         if self.view.binarise is not Binarise.NONE:
             raise UsageError(f"The data are binarised already ({self.view.binarise.value}); open them again.")
+        if self.view.dequantise:
+            raise UsageError(
+                "These data were dequantised, and what is binarised after that is noise in part. Binarise the data as "
+                "they were opened, or use binarise none."
+            )
         return replace(
             self,
             view=replace(self.view, binarise=how, seed=seed),
             train=how.for_training(self.train, seed),
             valid=None if self.valid is None else how.for_judging(self.valid, seed + 1),
             test=how.for_judging(self.test, seed + 2),
+        )
+
+    def dequantised(self, seed: int = 0) -> Data:
+        """Returns 8-bit data spread over [0, 1]: afresh at each look in training, by one fixed draw to judge on.
+
+        Args:
+            seed: Seeds the fixed draws, each split with its own.
+
+        Raises:
+            UsageError: The values are not 8-bit levels.
+        """
+        return replace(
+            self,
+            view=replace(self.view, dequantise=True, seed=seed),
+            train=Dequantised(self.train),
+            valid=None if self.valid is None else fixed_noise(self.valid, seed + 1),
+            test=fixed_noise(self.test, seed + 2),
         )
 
 

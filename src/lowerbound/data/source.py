@@ -9,6 +9,7 @@ The support says which values x can take, and with it which likelihoods mean som
 * `BINARY` {0, 1},
 * `EIGHT_BIT` {0, 1/255, ..., 1},
 * `UNIT_INTERVAL` [0, 1],
+* `COUNT` {0, 1, 2, ...},
 * `REAL`.
 """
 
@@ -28,11 +29,12 @@ from lowerbound.errors import DataError, UsageError
 
 
 class Support(enum.StrEnum):
-    """The values that x can take, from the narrowest to the widest."""
+    """The values that x can take."""
 
     BINARY = "binary"
     EIGHT_BIT = "eight-bit"
     UNIT_INTERVAL = "unit-interval"
+    COUNT = "count"
     REAL = "real"
 
 
@@ -62,10 +64,13 @@ class Source(ABC):
     Attributes:
         event_shape: The shape of one x.
         support: The values that x can take.
+        log_correction: What must be added to a log-density of x, in nats per example, to bound the log-probability of
+            the levels that x was made from (`lowerbound.data.dequantise`); 0 where x are the data themselves.
     """
 
     event_shape: tuple[int, ...]
     support: Support
+    log_correction: float = 0.0
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -102,11 +107,12 @@ class ArraySource(Source):
     """Examples that are held in memory, or mapped into it, as one tensor.
 
     Args:
-        values: `[N, *event]`, uint8 or float.
+        values: `[N, *event]`, uint8, or float, or whole numbers of any type.
         labels: int64 `[N]`, or None.
-        support: What x can be; checked for float values, in one pass.
-        scale: What uint8 values are multiplied by: 1/255 for 8-bit images.
+        support: What x can be; checked for all values but uint8, in one pass.
+        scale: What uint8 values are multiplied by: 1/255 for 8-bit images, 1 for counts.
         name: Used in messages.
+        log_correction: See `Source`.
 
     Raises:
         DataError: A value is not finite or lies outside the support; the message says where.
@@ -125,6 +131,7 @@ class ArraySource(Source):
         support: Support = Support.EIGHT_BIT,
         scale: float = 1 / 255,
         name: str = "the data",
+        log_correction: float = 0.0,
     ) -> None:
         if labels is not None and len(labels) != len(values):
             raise DataError(f"{name} has {len(values)} examples but {len(labels)} labels; give one label each.")
@@ -133,9 +140,12 @@ class ArraySource(Source):
         self.support = support
         self.scale = scale
         self.name = name
+        self.log_correction = log_correction
         self._labels = labels
-        if values.is_floating_point():
+        if values.dtype != torch.uint8:
             check_support(values, support, name)
+        elif support is Support.COUNT and scale != 1:
+            raise DataError(f"{name} should be counts, but multiplied by {scale:g} they are none; give scale=1.")
 
     def __len__(self) -> int:
         return self.values.shape[0]
@@ -192,8 +202,13 @@ def check_support(values: Tensor, support: Support, name: str) -> None:
         bad = ~torch.isfinite(chunk)
         if support is Support.BINARY:
             bad |= (chunk != 0) & (chunk != 1)
+        elif support is Support.COUNT:
+            bad |= (chunk < 0) | (chunk != chunk.round())
         elif support is not Support.REAL:
             bad |= (chunk < 0) | (chunk > 1)
+            if support is Support.EIGHT_BIT:
+                # Wide enough for levels that were kept in half precision.
+                bad |= (255 * chunk.float() - (255 * chunk.float()).round()).abs() > 0.2
         if bad.any():
             places = bad.nonzero()[:5]
             listed = "; ".join(

@@ -5,16 +5,39 @@ puts a network before one.
 """
 
 from lowerbound.heads.base import Conditional, Head
-from lowerbound.heads.likelihoods import Bernoulli, ContinuousBernoulli, Likelihood, Normal
+from lowerbound.heads.levels import (
+    Categorical,
+    DiscretisedLogistic,
+    DiscretisedLogisticMixture,
+    NegativeBinomial,
+    Poisson,
+)
+from lowerbound.heads.likelihoods import (
+    Bernoulli,
+    CalibratedNormal,
+    ContinuousBernoulli,
+    HeteroscedasticNormal,
+    Likelihood,
+    Normal,
+    NormalPerDimension,
+)
 from lowerbound.heads.posteriors import Delta, DiagonalNormal
 
 __all__ = [
     "Bernoulli",
+    "CalibratedNormal",
+    "Categorical",
     "Conditional",
     "ContinuousBernoulli",
     "Delta",
     "DiagonalNormal",
+    "DiscretisedLogistic",
+    "DiscretisedLogisticMixture",
     "Head",
+    "HeteroscedasticNormal",
     "Likelihood",
+    "NegativeBinomial",
     "Normal",
+    "NormalPerDimension",
+    "Poisson",
 ]

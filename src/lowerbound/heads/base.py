@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -27,9 +26,13 @@ class Head(nn.Module, ABC):
     Args:
         in_shape: The shape of one set of features, as a network's `out_shape`.
         event_shape: The shape of what is distributed.
+
+    Attributes:
+        num_parameters: Parameters of the distribution for each value of the event; a head whose number follows from its
+            arguments sets it before this constructor is called.
     """
 
-    num_parameters: ClassVar[int] = 1
+    num_parameters: int = 1
 
     def __init__(self, in_shape: tuple[int, ...], event_shape: tuple[int, ...]) -> None:
         super().__init__()
@@ -45,11 +48,17 @@ class Head(nn.Module, ABC):
 
     def parameters_of(self, features: Tensor, batch: torch.Size) -> tuple[Tensor, ...]:
         """Returns `num_parameters` tensors of shape `[*batch, *event]`, at least float32."""
-        raw = self.project(features if self.on_picture else features.flatten(1))
+        return tuple(self._raw(features, batch).unbind(len(batch)))
+
+    def parameters_last(self, features: Tensor, batch: torch.Size) -> Tensor:
+        """Returns the same parameters as one tensor `[*batch, *event, num_parameters]`: for many of one kind."""
+        return self._raw(features, batch).movedim(len(batch), -1)
+
+    def _raw(self, features: Tensor, batch: torch.Size) -> Tensor:
+        raw: Tensor = self.project(features if self.on_picture else features.flatten(1))
         if raw.dtype in (torch.bfloat16, torch.float16):
             raw = raw.float()
-        split: Tensor = raw.reshape(*batch, self.num_parameters, *self.event_shape)
-        return tuple(split.unbind(len(batch)))
+        return raw.reshape(*batch, self.num_parameters, *self.event_shape)
 
     @abstractmethod
     def forward(self, features: Tensor, batch: torch.Size) -> Distribution:
