@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from torch import Tensor
 from torch.distributions import Distribution
 
@@ -40,7 +42,15 @@ def check_density(vae: VAE, purpose: str) -> None:
         )
 
 
-def sample_prior(p: Distribution, draws: int, examples: int) -> Tensor:
-    """Draws z ~ p(z), `[draws, examples, *latent]`, whether p has one batch entry for all examples or one for each."""
-    z: Tensor = p.sample((draws,) if p.batch_shape else (draws, examples))
+def draw(distribution: Distribution, draws: int, examples: int) -> Tensor:
+    """Draws z, `[draws, examples, *latent]`, whether there is one distribution for all examples or one for each."""
+    z: Tensor = distribution.sample((draws,) if distribution.batch_shape else (draws, examples))
     return z
+
+
+def passes(total: int, examples: int, chunk: int) -> Iterator[int]:
+    """Yields how many draws an example to make at a time, until there are `total`."""
+    each = max(1, chunk // examples)
+    while total > 0:
+        yield min(each, total)
+        total -= each

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from lowerbound.errors import UsageError
-from lowerbound.evidence.checks import CHUNK, check_density, check_draws, check_examples, sample_prior
+from lowerbound.evidence.checks import CHUNK, check_density, check_draws, check_examples, passes
 from lowerbound.evidence.proposals import Defensive, Mixture
 from lowerbound.evidence.streams import LogSums, Moments, Tail, pooled, stratified_stderr
 from lowerbound.model import VAE, Trace
@@ -138,16 +138,8 @@ class _Terms:
         return self.log_w.stderr if self.kl is None else self.log_px_z.stderr
 
 
-def _passes(total: int, examples: int, chunk: int) -> Iterator[int]:
-    """Yields how many draws an example to make at a time, until there are `total`."""
-    each = max(1, chunk // examples)
-    while total > 0:
-        yield min(each, total)
-        total -= each
-
-
 def _plain(vae: VAE, x: Tensor, num_samples: int, chunk: int) -> Iterator[tuple[int, Trace, Tensor]]:
-    for draws in _passes(num_samples, len(x), chunk):
+    for draws in passes(num_samples, len(x), chunk):
         trace = vae.trace(x, draws)
         yield 0, trace, trace.log_qz
 
@@ -158,10 +150,8 @@ def _mixed(
     """Yields the stratum, the draws made in it, and the mixture's log-density there."""
     q, p = vae.encoder(x), vae.prior()
     mixture = Mixture.of(q, p, num_samples, defensive)
-    for stratum, (component, count) in enumerate(zip(mixture.components, mixture.counts, strict=True)):
-        for draws in _passes(count, len(x), chunk):
-            z = sample_prior(p, draws, len(x)) if component is p else component.rsample((draws,))
-            yield stratum, Trace(z, vae.decoder(z).log_prob(x), q, p), mixture.log_prob(z)
+    for stratum, z in mixture.draws(len(x), chunk):
+        yield stratum, Trace(z, vae.decoder(z).log_prob(x), q, p), mixture.log_prob(z)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ The draws are stratified: of K, \(n_c\) come from component c, and \(\alpha_c = 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from lowerbound.errors import UsageError
+from lowerbound.evidence.checks import draw, passes
 
 _MIN_STRATUM = 2
 
@@ -103,6 +104,12 @@ class Mixture:
         counts = defensive.counts(num_samples, widenable=isinstance(q, Widenable))
         used = [(component, count) for component, count in zip((q, wide, p), counts, strict=True) if count]
         return cls([component for component, _ in used], [count for _, count in used])
+
+    def draws(self, examples: int, chunk: int) -> Iterator[tuple[int, Tensor]]:
+        """Yields each draw with the number of its component, a chunk at a time: z `[k, examples, *latent]`."""
+        for stratum, (component, count) in enumerate(zip(self.components, self.counts, strict=True)):
+            for k in passes(count, examples, chunk):
+                yield stratum, draw(component, k, examples)
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Returns the log-density of the mixture, `[k, B]`."""
