@@ -133,20 +133,19 @@ def information(vae: VAE, source: Source, *, outer: int = 2000, draws: int = 1, 
     """
     _check_information(vae, source, outer, draws)
     device = next(vae.parameters()).device
-    order = torch.arange(len(source))
-    posteriors = [vae.encoder(batch.x) for batch in batches(source, order, _BATCH, device)]
-    picked = torch.randperm(len(source), generator=generator(_OUTER_SEED))[:outer].sort().values
-    p, rates, infos = vae.prior(), [], []
-    for batch in batches(source, picked, max(1, chunk // (_BATCH * draws * math.prod(vae.latent_shape))), device):
+    p, posteriors, found = vae.prior(), [], []
+    for batch in batches(source, torch.arange(len(source)), _BATCH, device):
         q = vae.encoder(batch.x)
-        z = q.sample((draws,))
-        log_qz_x = q.log_prob(z).double()
-        kl = analytic_kl(q, p)
-        rates.append((log_qz_x - p.log_prob(z).double()).mean(0) if kl is None else kl.double())
-        infos.append((log_qz_x - _log_aggregate(posteriors, z) + math.log(len(source))).mean(0))
-    rate, mutual = torch.cat(rates), torch.cat(infos)
-    summary = [*_mean_and_error(mutual), *_mean_and_error(rate - mutual), *_mean_and_error(rate)]
-    return Information(*summary, n=len(source), outer=len(picked))
+        posteriors.append(q)
+        found.append(_drawn(q, p, draws))
+    # Everything is drawn in one pass and picked from afterwards: a source may binarise anew at each.
+    picked = torch.randperm(len(source), generator=generator(_OUTER_SEED))[:outer].sort().values.to(device)
+    z, log_qz_x, rate = (torch.cat(parts, 1)[:, picked] for parts in zip(*found, strict=True))
+    at_once = max(1, chunk // (_BATCH * draws * math.prod(vae.latent_shape)))
+    log_qz = torch.cat([_log_aggregate(posteriors, part) for part in z.split(at_once, 1)], 1)
+    mutual, rate = (log_qz_x - log_qz).mean(0), rate.mean(0)
+    (info, info_error), (marginal, marginal_error), (mean, error) = map(_mean_and_error, (mutual, rate - mutual, rate))
+    return Information(info, info_error, marginal, marginal_error, mean, error, n=len(source), outer=len(picked))
 
 
 def _check_information(vae: VAE, source: Source, outer: int, draws: int) -> None:
@@ -157,15 +156,25 @@ def _check_information(vae: VAE, source: Source, outer: int, draws: int) -> None
         )
     if len(source) < 2 or outer < 2 or draws < 1:
         raise UsageError(
-            "The mutual information needs at least 2 examples in the source and in the outer mean, and at least 1 draw; "
-            f"got {len(source)} examples, outer={outer}, draws={draws}."
+            "The mutual information needs at least 2 examples in the source and in the outer mean, and at least 1 draw "
+            f"of each; got {len(source)} examples, outer={outer}, draws={draws}."
         )
 
 
+def _drawn(q: Distribution, p: Distribution, draws: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns z ~ q(z|x), log q(z|x) and the rate, in closed form or at z: `[K, B, *latent]` and twice `[K, B]`."""
+    z = q.sample((draws,))
+    log_qz_x = q.log_prob(z).double()
+    kl = analytic_kl(q, p)
+    rate = log_qz_x - p.log_prob(z).double() if kl is None else kl.double().expand_as(log_qz_x)
+    return z, log_qz_x, rate
+
+
 def _log_aggregate(posteriors: list[Distribution], z: Tensor) -> Tensor:
-    """Returns the log of the sum of q(z|x_n) over all n, float64, for z `[K, B, *latent]`: `[K, B]`."""
-    each = [q.log_prob(z.unsqueeze(2)).double().logsumexp(-1) for q in posteriors]
-    return torch.stack(each).logsumexp(0)
+    """Returns log q(z), float64 `[K, B]`, for z `[K, B, *latent]`."""
+    each = [q.log_prob(z.unsqueeze(2)).double() for q in posteriors]
+    count = sum(log_q.shape[-1] for log_q in each)
+    return torch.stack([log_q.logsumexp(-1) for log_q in each]).logsumexp(0) - math.log(count)
 
 
 def _mean_and_error(values: Tensor) -> tuple[float, float]:

@@ -16,7 +16,7 @@ An optimiser that stops early makes the amortisation gap too small and the appro
 
 **log p(x)** is the best of three importance-weighted bounds of K draws each: with q* as proposal, with a `Defensive`
 mixture around q* (which tends to be narrower than p(z|x), because it minimises KL(q || p(z|x))), and with the encoder's
-q. It is the first unless another is higher by more than twice the standard error of their difference: to take the
+q. It is the first unless another is clearly higher, by more than three standard errors of their difference: to take the
 largest of equally good ones would only pick up noise. All are lower bounds in expectation; with `khat` above 0.7 it is
 too low, and the approximation gap with it. `Gap.with_log_px` puts a better number in its place, from
 `annealed_evidence` or `quadrature_evidence`.
@@ -43,6 +43,9 @@ from lowerbound.evidence.checks import CHUNK, check_density, check_examples
 from lowerbound.evidence.proposals import Defensive, Mixture
 from lowerbound.evidence.streams import Tail
 from lowerbound.model import VAE
+
+# Standard errors by which another proposal must be higher before it is preferred to q*.
+_CLEAR = 3.0
 
 Rebuild = Callable[[Sequence[Tensor]], Distribution]
 
@@ -258,7 +261,7 @@ def _from_weights(by_q: Tensor, by_best: Tensor, by_mixture: Tensor) -> Gap:
     chosen = by_best
     for other in (by_mixture, by_q):
         noise = torch.hypot(_stderr(_relative(chosen)), _stderr(_relative(other)))
-        chosen = torch.where(_log_mean(other) - _log_mean(chosen) > 2 * noise, other, chosen)
+        chosen = torch.where(_log_mean(other) - _log_mean(chosen) > _CLEAR * noise, other, chosen)
     log_px, elbo_best, elbo = _log_mean(chosen), by_best.mean(0), by_q.mean(0)
     weight, best, own = _relative(chosen), by_best - elbo_best, by_q - elbo
     tail = Tail(len(chosen))
