@@ -94,6 +94,10 @@ class DiagonalNormal(Distribution):
         each = (self.log_scale + (0.5 + _HALF_LOG_2PI)).expand_as(self.loc)
         return _sum_event(each, self.event_ndim)
 
+    def widened(self, factor: float) -> DiagonalNormal:
+        """Returns the distribution with the same mean and its standard deviation multiplied by `factor`, above 0."""
+        return DiagonalNormal(self.loc, self.log_scale + math.log(factor), self.event_ndim)
+
     def expand(self, batch_shape: Any, _instance: Any = None) -> DiagonalNormal:
         """Returns the same distribution with a larger batch shape."""
         shape = (*batch_shape, *self.event_shape)

@@ -1,0 +1,268 @@
+r"""Importance weighting: log p(x) from draws of q(z|x).
+
+With weights \(w_k = p(x|z_k)\,p(z_k) / q(z_k|x)\),
+
+$$L_K = \log \tfrac1K \sum_k w_k, \qquad E[L_K] \le \log p(x), \qquad E[L_1] = ELBO$$
+
+rises with K to log p(x) (Burda, Grosse and Salakhutdinov, 2016, theorem 1). It stays a lower bound in expectation, so
+the number errs on the modest side; by how much, the weights themselves tell:
+
+* the **effective sample size** \((\sum w)^2 / \sum w^2\), from 1 (one draw carries everything) to K;
+* **k-hat**, the shape of a generalised Pareto distribution fitted to the largest weights (Vehtari, Simpson, Gelman, Yao
+  and Gabry, 2024, "Pareto smoothed importance sampling"). Above 0.7 the weights have so heavy a tail that the estimate
+  cannot be trusted; a `Defensive` proposal often mends it.
+
+The K draws of an example go through the decoder a chunk at a time and only sums and the largest weights are kept, so
+memory grows neither with K nor with the number of examples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lowerbound.errors import UsageError
+from lowerbound.evidence.checks import CHUNK, check_density, check_draws, check_examples, passes
+from lowerbound.evidence.proposals import Defensive, Mixture
+from lowerbound.evidence.streams import LogSums, Moments, Tail, pooled, stratified_stderr
+from lowerbound.model import VAE, Trace
+
+KHAT_LIMIT = 0.7
+# Examples that `sweep` takes at a time: an encoder pass is shared by a whole chunk of draws.
+_EXAMPLES = 20
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """log p(x) and its parts for each example, in nats.
+
+    Attributes:
+        log_px: The importance-weighted bound L_K, `[B]`.
+        stderr: The Monte-Carlo standard error of `log_px`, `[B]`, by the delta method: sqrt(1 / ess - 1 / K) for draws
+            from q alone (and K / (K - 1) for what is lost to the mean). It is itself an estimate from the same draws,
+            and too small where k-hat is above 0.7; NaN for K = 1.
+        elbo: -distortion - rate, `[B]`.
+        elbo_stderr: The Monte-Carlo standard error of `elbo`, `[B]`; NaN from 1 draw.
+        distortion: -log p(x|z), averaged over the draws from q, `[B]`.
+        rate: KL(q(z|x) || p(z)), in closed form where there is one and else from the draws, `[B]`.
+        ess: Effective sample size, in [1, K], `[B]`.
+        khat: Pareto shape of the largest weights, `[B]`; NaN where there are too few draws to tell.
+        num_samples: K.
+    """
+
+    log_px: Tensor
+    stderr: Tensor
+    elbo: Tensor
+    elbo_stderr: Tensor
+    distortion: Tensor
+    rate: Tensor
+    ess: Tensor
+    khat: Tensor
+    num_samples: int
+
+
+@torch.no_grad()
+def log_evidence(
+    vae: VAE, x: Tensor, num_samples: int = 1000, *, defensive: Defensive | None = None, chunk: int = CHUNK
+) -> Evidence:
+    """Estimates log p(x) for each example by importance weighting (module docstring).
+
+    Args:
+        vae: The model, in evaluation mode.
+        x: Examples, `[B, *event]`.
+        num_samples: K, the draws an example.
+        defensive: Draw from a mixture of q, q widened and the prior instead of q alone. The bound and its parts
+            (`elbo`, `distortion`, `rate`) still are those of q, from the draws that q gave.
+        chunk: Decoder inputs a pass (draws times examples); memory is proportional to it, the result does not depend
+            on it but for the noise.
+
+    Raises:
+        UsageError: `num_samples` is below 1, there are no examples, or q has no density.
+    """
+    check_draws(num_samples)
+    check_examples(x)
+    check_density(vae, "cannot propose draws to weigh")
+    strata: dict[int, LogSums] = {}
+    tail, terms = Tail(num_samples), _Terms()
+    draws = _plain(vae, x, num_samples, chunk) if defensive is None else _mixed(vae, x, num_samples, chunk, defensive)
+    for stratum, trace, log_r in draws:
+        log_w = trace.log_px_z + trace.log_pz - log_r
+        strata.setdefault(stratum, LogSums()).add(log_w)
+        tail.add(log_w)
+        if stratum == 0:
+            terms.add(trace)
+    weights = pooled(list(strata.values()))
+    return Evidence(
+        log_px=weights.log_mean,
+        stderr=stratified_stderr(list(strata.values())),
+        elbo=-terms.distortion - terms.rate,
+        elbo_stderr=terms.stderr,
+        distortion=terms.distortion,
+        rate=terms.rate,
+        ess=weights.ess,
+        khat=tail.khat,
+        num_samples=num_samples,
+    )
+
+
+class _Terms:
+    """Distortion and rate from draws of q."""
+
+    def __init__(self) -> None:
+        self.log_px_z, self.log_ratio, self.log_w = Moments(), Moments(), Moments()
+        self.kl: Tensor | None = None
+
+    def add(self, trace: Trace) -> None:
+        if self.log_px_z.count == 0:
+            self.kl = trace.kl
+        self.log_px_z.add(trace.log_px_z)
+        if self.kl is None:
+            log_ratio = trace.log_qz - trace.log_pz
+            self.log_ratio.add(log_ratio)
+            self.log_w.add(trace.log_px_z - log_ratio)
+
+    @property
+    def distortion(self) -> Tensor:
+        return -self.log_px_z.mean
+
+    @property
+    def rate(self) -> Tensor:
+        return self.log_ratio.mean if self.kl is None else self.kl.double()
+
+    @property
+    def stderr(self) -> Tensor:
+        return self.log_w.stderr if self.kl is None else self.log_px_z.stderr
+
+
+def _plain(vae: VAE, x: Tensor, num_samples: int, chunk: int) -> Iterator[tuple[int, Trace, Tensor]]:
+    for draws in passes(num_samples, len(x), chunk):
+        trace = vae.trace(x, draws)
+        yield 0, trace, trace.log_qz
+
+
+def _mixed(
+    vae: VAE, x: Tensor, num_samples: int, chunk: int, defensive: Defensive
+) -> Iterator[tuple[int, Trace, Tensor]]:
+    """Yields the stratum, the draws made in it, and the mixture's log-density there."""
+    q, p = vae.encoder(x), vae.prior()
+    mixture = Mixture.of(q, p, num_samples, defensive)
+    for stratum, z in mixture.draws(len(x), chunk):
+        yield stratum, Trace(z, vae.decoder(z).log_prob(x), q, p), mixture.log_prob(z)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The importance-weighted bound against the number of draws, averaged over examples, in nats.
+
+    Two errors are stated, because they are mended by different means. `stderr_examples` is that of the mean over all x
+    that might have been measured: it shrinks with more examples, and holds the noise of the draws as well.
+    `stderr_draws` is that of the mean over these very examples: it shrinks with more draws, and it is the one to
+    compare two values of k with, or two models on the same examples.
+
+    Attributes:
+        ks: The numbers of draws.
+        log_px: The mean of L_k over the examples, float64 `[len(ks)]`.
+        stderr_examples: `[len(ks)]`; NaN for 1 example.
+        stderr_draws: `[len(ks)]`.
+        n: Examples.
+    """
+
+    ks: tuple[int, ...]
+    log_px: Tensor
+    stderr_examples: Tensor
+    stderr_draws: Tensor
+    n: int
+
+
+@torch.no_grad()
+def sweep(
+    vae: VAE,
+    examples: Tensor | Iterable[Tensor],
+    ks: tuple[int, ...] = (1, 10, 100, 1000, 5000),
+    *,
+    chunk: int = CHUNK,
+) -> Sweep:
+    """Measures L_k for several k from one set of draws.
+
+    The K = max(ks) draws of an example are cut into K // k groups of k, and L_k is averaged over the groups: all of the
+    draws serve every k, so a small k has little noise, and the values of two k share most of theirs. The noise of the
+    draws is taken from the spread between groups; where there is but one group, from its weights by the delta method,
+    which is too small where the weights have a heavy tail.
+
+    Args:
+        vae: The model, in evaluation mode.
+        examples: `[N, *event]`, or batches of such, which need not be in memory at the same time.
+        ks: Numbers of draws, at least 1.
+        chunk: Decoder inputs a pass; memory is proportional to it and grows neither with k nor with N.
+
+    Raises:
+        UsageError: A k is below 1 or there is none, there are no examples, or q has no density.
+    """
+    if not ks or min(ks) < 1:
+        raise UsageError(f"A sweep needs numbers of draws of at least 1 each; got ks={tuple(ks)}. Give (1, 10, 100).")
+    check_density(vae, "cannot propose draws to weigh")
+    means, variances = [Moments() for _ in ks], [torch.zeros((), dtype=torch.float64) for _ in ks]
+    for batch in [examples] if isinstance(examples, Tensor) else examples:
+        for x in batch.split(max(1, min(_EXAMPLES, chunk))) if len(batch) else ():
+            levels = [_Level(k) for k in ks]
+            for _, trace, _ in _plain(vae, x, max(ks), chunk):
+                log_w = trace.log_w
+                for level in levels:
+                    level.add(log_w)
+            for i, level in enumerate(levels):
+                means[i].add(level.mean)
+                variances[i] = variances[i] + level.stderr.square().sum().cpu()
+    n = means[0].count
+    if n == 0:
+        check_examples(torch.empty(0))
+    return Sweep(
+        ks=tuple(ks),
+        log_px=torch.stack([m.mean.cpu() for m in means]),
+        stderr_examples=torch.stack([m.stderr.cpu() for m in means]),
+        stderr_draws=torch.stack(variances).sqrt() / n,
+        n=n,
+    )
+
+
+class _Level:
+    """L_k for one k: log-mean weights over disjoint groups of k draws."""
+
+    def __init__(self, k: int) -> None:
+        self.k = k
+        self.groups = Moments()
+        self.open = LogSums()
+        self.last = LogSums()
+
+    def add(self, log_w: Tensor) -> None:
+        """Takes in log-weights `[c, B]`, in the order in which they were drawn."""
+        log_w = log_w.double()
+        while len(log_w):
+            whole = 0 if self.open.count else len(log_w) // self.k
+            if whole > 1:
+                taken = whole * self.k
+                groups = log_w[:taken].reshape(whole, self.k, -1)
+                self.groups.add(groups.logsumexp(1) - math.log(self.k))
+            else:
+                taken = min(self.k - self.open.count, len(log_w))
+                self._fill(log_w[:taken])
+            log_w = log_w[taken:]
+
+    def _fill(self, log_w: Tensor) -> None:
+        self.open.add(log_w)
+        if self.open.count == self.k:
+            self.groups.add(self.open.log_mean[None])
+            self.last, self.open = self.open, LogSums()
+
+    @property
+    def mean(self) -> Tensor:
+        """L_k, averaged over the groups, `[B]`."""
+        return self.groups.mean
+
+    @property
+    def stderr(self) -> Tensor:
+        """Its Monte-Carlo standard error, `[B]`."""
+        return self.groups.stderr if self.groups.count > 1 else self.last.stderr
