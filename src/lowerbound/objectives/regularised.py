@@ -177,7 +177,8 @@ class MinibatchWeighted(Aggregate):
     r"""Minibatch-weighted sampling (Chen et al., 2018): \(q(z_i) \approx \frac{1}{N B} \sum_j q(z_i|x_j)\).
 
     Biased: with the whole data as one batch it is q(z) / N. Most of the bias is a constant, which has no gradient, but
-    which the total correlation has D - 1 times: do not read its value, nor the loss's. `MinibatchStratified` has none.
+    which the total correlation has D - 1 times: do not read its value, nor the loss's. `MinibatchStratified` has no
+    such constant.
     """
 
     def log_weights(self, batch: int, dataset_size: int, like: Tensor) -> Tensor:
