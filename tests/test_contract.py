@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import json
 import math
 
 import pytest
@@ -13,7 +14,26 @@ from lowerbound.data import Support, generator
 from lowerbound.errors import UsageError
 from lowerbound.evidence import log_evidence
 from lowerbound.model import VAE
-from lowerbound.objectives import ELBO, Objective, Reconstruction
+from lowerbound.objectives import (
+    CIWAE,
+    DIPVAE,
+    ELBO,
+    IWAE,
+    MIWAE,
+    PIWAE,
+    WAE,
+    BetaTC,
+    Capacity,
+    DIPKind,
+    DoublyReparameterised,
+    FreeBits,
+    InfoVAE,
+    InverseMultiquadratic,
+    MinibatchStratified,
+    Objective,
+    Reconstruction,
+    StickingTheLanding,
+)
 from lowerbound.priors import StandardNormal
 from lowerbound.training import Precision, autocast
 
@@ -40,7 +60,26 @@ OBJECTIVES: dict[str, Objective] = {
     "elbo-sampled": ELBO(closed_form=False, num_samples=4),
     "elbo-beta-warmup": ELBO(beta=4, warmup=10),
     "reconstruction": Reconstruction(),
+    "iwae": IWAE(3),
+    "iwae-stl": IWAE(1, StickingTheLanding()),
+    "iwae-dreg": IWAE(3, DoublyReparameterised()),
+    "miwae": MIWAE(2, 3, DoublyReparameterised()),
+    "piwae": PIWAE(2, 3),
+    "piwae-dreg": PIWAE(2, 3, DoublyReparameterised()),
+    "ciwae": CIWAE(0.3, 3),
+    "ciwae-dreg": CIWAE(0.3, 3, DoublyReparameterised()),
+    "free-bits": FreeBits(0.05),
+    "free-bits-whole": FreeBits(0.5, groups=1, num_samples=2),
+    "capacity": Capacity(gamma=10, capacity=5, warmup=10),
+    "beta-tc": BetaTC(1000),
+    "beta-tc-stratified": BetaTC(1000, alpha=0.5, beta=2, gamma=3, aggregate=MinibatchStratified()),
+    "dip-means": DIPVAE(DIPKind.MEANS),
+    "dip-codes": DIPVAE(DIPKind.CODES, lambda_od=1, lambda_d=2),
+    "info": InfoVAE(alpha=0.5, lambda_=10),
+    "wae": WAE(10, InverseMultiquadratic(scales=(0.5, 2.0))),
 }
+# What asks for no density, and so accepts a posterior that is a single point.
+WITHOUT_DENSITY = (Reconstruction, WAE)
 NETWORKS = ("mlp", "conv")
 
 
@@ -76,19 +115,62 @@ MODELS = [
 @pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
 def test_terms_have_their_shapes_and_reach_every_weight(event, network, posterior, likelihood, objective):
     vae, x = build(event, network, posterior, likelihood), examples(event, likelihood)
-    if posterior == "delta" and isinstance(objective, ELBO):
+    if posterior == "delta" and not isinstance(objective, WITHOUT_DENSITY):
         with pytest.raises(UsageError, match="no density"):
             objective.check(vae)
         return
     objective.check(vae)
     terms = objective(vae, x, step=5)
     assert terms.loss.shape == terms.distortion.shape == (5,)
-    if isinstance(objective, ELBO):
+    if posterior == "delta" or isinstance(objective, Reconstruction):
+        assert terms.kl is None
+        assert terms.elbo is None
+    else:
         assert terms.kl.shape == terms.elbo.shape == (5,)
         torch.testing.assert_close(terms.elbo, -terms.distortion - terms.kl)
     terms.loss.mean().backward()
-    idle = [name for name, p in vae.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()]
-    assert not idle or (isinstance(objective, Reconstruction) and posterior == "diagonal-normal" and idle == [])
+    assert not [name for name, p in vae.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()]
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
+def test_an_objective_is_built_again_from_its_description(objective):
+    tree = json.loads(json.dumps(spec.describe(objective)))
+    assert spec.build(tree) == objective
+    assert spec.describe(spec.build(tree)) == tree
+    with torch.device("meta"):
+        assert spec.build(tree) == objective
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
+def test_an_objective_says_what_it_means_for_the_numbers(objective):
+    said = objective.notes()
+    assert all(isinstance(line, str) and len(line) > 20 for line in said)
+    assert bool(said) == (objective not in (ELBO(), ELBO(closed_form=False, num_samples=4)))
+
+
+@pytest.mark.parametrize("posterior", POSTERIORS)
+@pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
+def test_validation_without_gradients_has_the_same_terms(objective, posterior):
+    vae, x = build((7,), "mlp", posterior, "bernoulli"), examples((7,), "bernoulli")
+    if posterior == "delta" and not isinstance(objective, WITHOUT_DENSITY):
+        return
+    torch.manual_seed(0)
+    trained = objective(vae, x)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        validated = objective(vae, x)
+    torch.testing.assert_close(validated.loss, trained.loss)
+    assert not validated.loss.requires_grad
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
+def test_a_batch_of_one_is_possible(objective):
+    """The last batch of an epoch may hold a single example."""
+    vae, x = build((7,), "mlp", "diagonal-normal", "bernoulli"), examples((7,), "bernoulli", 1)
+    terms = objective(vae, x)
+    terms.loss.mean().backward()
+    assert torch.isfinite(terms.loss).all()
+    assert all(torch.isfinite(p.grad).all() for p in vae.parameters())
 
 
 @pytest.mark.parametrize(("event", "network", "posterior", "likelihood"), MODELS)
@@ -150,16 +232,17 @@ def test_evidence_has_its_shapes_and_bounds_follow_each_other(event, network, po
     assert (evidence.rate >= 0).all()
 
 
+@pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 @pytest.mark.parametrize("precision", [Precision.FP32, Precision.BF16])
-def test_extreme_features_stay_finite_in_every_precision(likelihood, precision):
+def test_extreme_features_stay_finite_in_every_precision(likelihood, precision, objective):
     """Weights a million times too large: log-variances of +-1e5 and logits to match."""
     vae, x = build((7,), "mlp", "diagonal-normal", likelihood), examples((7,), likelihood)
     with torch.no_grad():
         vae.encoder.head.project.weight.mul_(1e6)
         vae.decoder.head.project.weight.mul_(10)
     with autocast(precision, torch.device("cpu")):
-        terms = ELBO()(vae, x)
+        terms = objective(vae, x)
     terms.loss.mean().backward()
     assert torch.isfinite(terms.loss).all()
     assert terms.loss.dtype == torch.float32

@@ -85,9 +85,12 @@ class DiagonalNormal(Distribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Returns the log-density, nats, `[*sample, *batch]`."""
+        return _sum_event(self.log_prob_each(value), self.event_ndim)
+
+    def log_prob_each(self, value: Tensor) -> Tensor:
+        """Returns the log-density of each component by itself, nats, `[*sample, *batch, *event]`."""
         standard = (value - self.loc) * torch.exp(-self.log_scale)
-        each = -0.5 * standard.square() - self.log_scale - _HALF_LOG_2PI
-        return _sum_event(each, self.event_ndim)
+        return -0.5 * standard.square() - self.log_scale - _HALF_LOG_2PI
 
     def entropy(self) -> Tensor:
         """Returns the entropy, nats, `[*batch]`."""
@@ -106,10 +109,13 @@ class DiagonalNormal(Distribution):
 
 @register_kl(DiagonalNormal, DiagonalNormal)
 def _kl_diagonal(q: DiagonalNormal, p: DiagonalNormal) -> Tensor:
+    return _sum_event(_kl_diagonal_each(q, p), q.event_ndim)
+
+
+def _kl_diagonal_each(q: DiagonalNormal, p: DiagonalNormal) -> Tensor:
     difference = q.log_scale - p.log_scale
     scaled = (q.loc - p.loc) * torch.exp(-p.log_scale)
-    each = 0.5 * (torch.exp(2 * difference) + scaled.square() - 1) - difference
-    return _sum_event(each, q.event_ndim)
+    return 0.5 * (torch.exp(2 * difference) + scaled.square() - 1) - difference
 
 
 class Delta(Distribution):
@@ -270,6 +276,16 @@ def analytic_kl(q: Distribution, p: Distribution) -> Tensor | None:
         return kl.kl_divergence(q, p)
     except NotImplementedError:
         return None
+
+
+def analytic_kl_each(q: Distribution, p: Distribution) -> Tensor | None:
+    """Returns the KL of each component in nats, `[*batch, *event]`, or None where no closed form is known.
+
+    Where both have independent components the KL is a sum over them, and these are its terms.
+    """
+    if isinstance(q, DiagonalNormal) and isinstance(p, DiagonalNormal):
+        return _kl_diagonal_each(q, p)
+    return None
 
 
 def _sum_event(each: Tensor, event_ndim: int) -> Tensor:

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from lowerbound.distributions import analytic_kl
+from lowerbound.distributions import analytic_kl, analytic_kl_each
 from lowerbound.errors import UsageError
 from lowerbound.heads import Conditional, Delta, Likelihood
 from lowerbound.priors import Prior
@@ -60,6 +61,34 @@ class Trace:
     def kl(self) -> Tensor | None:
         """KL(q(z|x) || p(z)) in closed form, `[B]`, or None where there is none."""
         return analytic_kl(self.q, self.p)
+
+    @property
+    def kl_each(self) -> Tensor | None:
+        """The KL of each component of z in closed form, `[B, *latent]`, or None where there is none."""
+        return analytic_kl_each(self.q, self.p)
+
+    def log_qz_split(self) -> tuple[Tensor, Tensor]:
+        r"""Returns log q(z|x) twice, each with one half of its gradient, `[K, B]`.
+
+        The parameters \(\phi\) of q move log q(z(phi)|x) along two ways, and some estimators need them apart:
+
+        $$\frac{d \log q_\phi(z_\phi|x)}{d\phi} = \frac{\partial \log q}{\partial z}\frac{dz}{d\phi}
+          + \frac{\partial \log q_\phi(z|x)}{\partial \phi}$$
+
+        It asks nothing of q but a density that can be differentiated with respect to z: that derivative is taken here
+        and now, and the first way is the straight line that has it as its slope.
+
+        Returns:
+            The *path*, with the gradient through z alone (as if q's parameters were detached), and the *score*, with
+            the gradient of q's parameters alone (as if z were detached).
+        """
+        if not torch.is_grad_enabled():
+            return (log_qz := self.log_qz), log_qz
+        z = self.z.detach().requires_grad_()
+        score: Tensor = self.q.log_prob(z)
+        (slope,) = torch.autograd.grad(score.sum(), z, retain_graph=True)
+        along = (slope * (self.z - z.detach())).flatten(score.ndim).sum(-1)
+        return score.detach() + along, score
 
 
 class VAE(nn.Module):

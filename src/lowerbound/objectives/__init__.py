@@ -1,0 +1,59 @@
+"""Objectives: what is optimised, per example.
+
+Bounds on log p(x) (`bounds`), the bound with its rate held or taken apart (`regularised`), and discrepancies between
+the codes and the prior (`discrepancy`). `base` says what an objective is.
+"""
+
+from lowerbound.objectives.base import Objective, Terms
+from lowerbound.objectives.bounds import (
+    CIWAE,
+    ELBO,
+    IWAE,
+    MIWAE,
+    PIWAE,
+    DoublyReparameterised,
+    Estimator,
+    Reconstruction,
+    Reparameterised,
+    StickingTheLanding,
+)
+from lowerbound.objectives.discrepancy import WAE, InfoVAE, InverseMultiquadratic, mmd
+from lowerbound.objectives.regularised import (
+    DIPVAE,
+    Aggregate,
+    BetaTC,
+    Capacity,
+    Decomposition,
+    DIPKind,
+    FreeBits,
+    MinibatchStratified,
+    MinibatchWeighted,
+)
+
+__all__ = [
+    "CIWAE",
+    "DIPVAE",
+    "ELBO",
+    "IWAE",
+    "MIWAE",
+    "PIWAE",
+    "WAE",
+    "Aggregate",
+    "BetaTC",
+    "Capacity",
+    "DIPKind",
+    "Decomposition",
+    "DoublyReparameterised",
+    "Estimator",
+    "FreeBits",
+    "InfoVAE",
+    "InverseMultiquadratic",
+    "MinibatchStratified",
+    "MinibatchWeighted",
+    "Objective",
+    "Reconstruction",
+    "Reparameterised",
+    "StickingTheLanding",
+    "Terms",
+    "mmd",
+]
