@@ -12,8 +12,8 @@ import lowerbound
 SOURCE = Path(lowerbound.__file__).parent
 # Top to bottom: a module imports only what stands above it.
 LAYERS = (
-    "errors", "spec", "data", "nn", "distributions", "heads", "priors", "model", "objectives", "training", "evidence",
-    "metrics", "tasks", "evaluation", "recipes", "checkpoint", "figures", "trackers", "experiment", "cli",
+    "errors", "spec", "data", "nn", "distributions", "flows", "heads", "priors", "model", "objectives", "training",
+    "evidence", "metrics", "tasks", "evaluation", "recipes", "checkpoint", "figures", "trackers", "experiment", "cli",
 )  # fmt: skip
 
 

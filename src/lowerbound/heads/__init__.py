@@ -6,7 +6,7 @@ puts a network before one.
 
 from lowerbound.heads.base import Conditional, Head
 from lowerbound.heads.likelihoods import Bernoulli, ContinuousBernoulli, Likelihood, Normal
-from lowerbound.heads.posteriors import Delta, DiagonalNormal
+from lowerbound.heads.posteriors import Delta, DiagonalNormal, FlowedNormal, FullNormal
 
 __all__ = [
     "Bernoulli",
@@ -14,6 +14,8 @@ __all__ = [
     "ContinuousBernoulli",
     "Delta",
     "DiagonalNormal",
+    "FlowedNormal",
+    "FullNormal",
     "Head",
     "Likelihood",
     "Normal",
