@@ -206,6 +206,13 @@ def test_a_flow_is_built_again_from_its_description_and_weights(make):
     assert (again.forward_passes, again.inverse_passes) == (flow.forward_passes, flow.inverse_passes)
 
 
+@pytest.mark.parametrize("make", FLOWS.values(), ids=FLOWS)
+def test_a_flow_that_is_built_without_memory_has_none(make):
+    with torch.device("meta"):
+        flow = make(5, CONTEXT)
+    assert all(t.is_meta for t in flow.state_dict().values())
+
+
 def test_a_permutation_is_fixed_by_its_seed():
     assert torch.equal(flows.Permutation(20, 3).order, flows.Permutation(20, 3).order)
     assert not torch.equal(flows.Permutation(20, 3).order, flows.Permutation(20, 4).order)

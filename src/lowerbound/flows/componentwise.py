@@ -36,10 +36,11 @@ class Permutation(Flow):
         super().__init__()
         check_sizes(latent_dim=(latent_dim,))
         self.latent_dim, self.seed = latent_dim, seed
-        # On the CPU whatever the default device is: that is where the seeded generator draws.
-        order = torch.arange(latent_dim - 1, -1, -1, device="cpu")
+        order = torch.arange(latent_dim - 1, -1, -1)
         if seed is not None:
-            order = torch.randperm(latent_dim, generator=generator(seed), device="cpu")
+            # The seeded generator draws on the CPU; without memory nothing is drawn anywhere.
+            drawn_on = order.device if order.is_meta else torch.device("cpu")
+            order = torch.randperm(latent_dim, generator=generator(seed), device=drawn_on).to(order.device)
         self.register_buffer("order", order)
         self.register_buffer("back", order.argsort())
 

@@ -115,8 +115,10 @@ class FlowedNormal(Head):
 
     def forward(self, features: Tensor, batch: torch.Size) -> Flowed:
         base = _diagonal(self.parameters_of(features, batch), 1)
-        context = None if self.context is None else self.context(features.flatten(1)).reshape(*batch, -1)
-        return Flowed(base, self.flow, context)
+        if self.context is None:
+            return Flowed(base, self.flow)
+        context = self.context(features.flatten(1)).to(base.loc.dtype)
+        return Flowed(base, self.flow, context.reshape(*batch, -1))
 
 
 class Delta(Head):
