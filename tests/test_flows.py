@@ -412,6 +412,17 @@ def test_the_full_normal_is_torchs():
     torch.testing.assert_close(q[torch.tensor([3, 1])].loc, q.loc[[3, 1]])
 
 
+def test_a_full_normals_own_arithmetic_is_not_lowered_by_autocast():
+    q = full_normal(4, 3, 0)
+    q = FullNormal(q.loc.float(), q.scale_tril.float())
+    eps, value = torch.randn(5, 4, 3), torch.randn(5, 4, 3)
+    plain = q.from_noise(eps), q.log_prob(value), analytic_kl(q, q[torch.tensor([1, 0, 3, 2])])
+    with torch.autocast("cpu", torch.bfloat16):
+        lowered = q.from_noise(eps), q.log_prob(value), analytic_kl(q, q[torch.tensor([1, 0, 3, 2])])
+    for expected, found in zip(plain, lowered, strict=True):
+        assert torch.equal(expected, found)
+
+
 def test_the_kls_of_full_and_diagonal_normals_are_torchs():
     q, p = full_normal(4, 3, 0), full_normal(4, 3, 10)
     diagonal = DiagonalNormal(normal(4, 3, seed=20), normal(4, 3, seed=21))

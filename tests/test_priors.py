@@ -1,5 +1,5 @@
-"""Priors: densities that integrate to one and are sampled from, the mixture of the encoder's posteriors, and their place
-in a VAE, its copies and its files."""
+"""Priors: densities that integrate to one and are sampled from, the mixture of the encoder's posteriors, and their
+place in a VAE, its copies and its files."""
 
 import copy
 import math
