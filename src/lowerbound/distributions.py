@@ -13,13 +13,22 @@ variational autoencoders"). The Bernoulli formula at a grey value is no density:
 What is missing is a constant that depends on the parameter, \(C(\lambda)\). In terms of the logit \(\ell\) it is short,
 \(C = \ell / \tanh(\ell / 2)\), which tends to 2 at \(\ell = 0\).
 
+**Full normal.** The covariance is \(\Sigma = L L^T\), with L lower triangular and positive on its diagonal. With
+\(m = \mu_1 - \mu_2\),
+
+$$KL(N_1 \| N_2) = \tfrac12 \big(\|L_2^{-1} L_1\|_F^2 + \|L_2^{-1} m\|^2 - D\big)
+  + \sum_d \log L_{2,dd} - \log L_{1,dd}$$
+
+**Mixture.** \(p(z) = \sum_m \pi_m\, p_m(z)\), with the sum taken in logarithms. Its KL to anything has no closed form.
+
 **Delta** puts all its mass on one point. It makes an autoencoder out of the same composition; it has no density.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -81,6 +90,10 @@ class DiagonalNormal(Distribution):
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Draws loc + scale * eps, with eps ~ N(0, I): differentiable in loc and log_scale."""
         eps = torch.randn(self._extended_shape(torch.Size(sample_shape)), dtype=self.loc.dtype, device=self.loc.device)
+        return self.from_noise(eps)
+
+    def from_noise(self, eps: Tensor) -> Tensor:
+        """Returns the draw that standard normal noise `[*sample, *batch, *event]` stands for."""
         return self.loc + self.log_scale.exp() * eps
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -106,6 +119,10 @@ class DiagonalNormal(Distribution):
         shape = (*batch_shape, *self.event_shape)
         return DiagonalNormal(self.loc.expand(shape), self.log_scale.expand_as(self.loc).expand(shape), self.event_ndim)
 
+    def __getitem__(self, index: Tensor) -> DiagonalNormal:
+        """Returns the members of the batch at `index`."""
+        return DiagonalNormal(self.loc[index], self.log_scale.expand_as(self.loc)[index], self.event_ndim)
+
 
 @register_kl(DiagonalNormal, DiagonalNormal)
 def _kl_diagonal(q: DiagonalNormal, p: DiagonalNormal) -> Tensor:
@@ -116,6 +133,198 @@ def _kl_diagonal_each(q: DiagonalNormal, p: DiagonalNormal) -> Tensor:
     difference = q.log_scale - p.log_scale
     scaled = (q.loc - p.loc) * torch.exp(-p.log_scale)
     return 0.5 * (torch.exp(2 * difference) + scaled.square() - 1) - difference
+
+
+class FullNormal(Distribution):
+    """A normal distribution with a full covariance, over a vector.
+
+    What torch's `MultivariateNormal` is, without checks, and with one triangular solve for all the draws that share a
+    covariance. Its arithmetic is that of its parameters, under autocast too.
+
+    Args:
+        loc: The mean, `[*batch, D]`.
+        scale_tril: L, lower triangular with a positive diagonal, `[*batch, D, D]`; the covariance is L L^T.
+
+    Example:
+        >>> q = FullNormal(torch.zeros(5, 3), torch.eye(3).expand(5, 3, 3))
+        >>> q.batch_shape, q.event_shape, q.rsample((2,)).shape
+        (torch.Size([5]), torch.Size([3]), torch.Size([2, 5, 3]))
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012
+    has_rsample = True
+
+    def __init__(self, loc: Tensor, scale_tril: Tensor) -> None:
+        self.loc = loc
+        self.scale_tril = scale_tril
+        super().__init__(loc.shape[:-1], loc.shape[-1:], validate_args=False)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """All of R^D."""
+        return constraints.independent(constraints.real, 1)
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean, `[*batch, D]`."""
+        return self.loc
+
+    @property
+    def mode(self) -> Tensor:
+        """The mode: the mean."""
+        return self.loc
+
+    @property
+    def variance(self) -> Tensor:
+        """The variance of each component by itself, `[*batch, D]`."""
+        return self.scale_tril.square().sum(-1)
+
+    @property
+    def stddev(self) -> Tensor:
+        """The standard deviation of each component by itself, `[*batch, D]`."""
+        return self.variance.sqrt()
+
+    @property
+    def _half_log_det(self) -> Tensor:
+        return self.scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """Draws loc + L eps, with eps ~ N(0, I): differentiable in loc and L."""
+        eps = torch.randn(self._extended_shape(torch.Size(sample_shape)), dtype=self.loc.dtype, device=self.loc.device)
+        return self.from_noise(eps)
+
+    def from_noise(self, eps: Tensor) -> Tensor:
+        """Returns the draw that standard normal noise `[*sample, *batch, D]` stands for."""
+        with torch.autocast(self.loc.device.type, enabled=False):
+            return self.loc + self._each_column(torch.matmul, eps)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Returns the log-density, nats, `[*sample, *batch]`."""
+        standard = self._each_column(_solve, value - self.loc)
+        log_prob: Tensor = -0.5 * standard.square().sum(-1) - self._half_log_det
+        return log_prob - _HALF_LOG_2PI * self.event_shape[0]
+
+    def _each_column(self, apply: Callable[[Tensor, Tensor], Tensor], vectors: Tensor) -> Tensor:
+        """Applies `apply(L, .)` to vectors `[*sample, *batch, D]`: the draws are columns of one matrix a covariance."""
+        ndim = len(self.batch_shape) + 1
+        rows = vectors.reshape(-1, *vectors.shape[vectors.ndim - ndim :])
+        columns = apply(self.scale_tril, rows.movedim(0, -1))
+        return columns.movedim(-1, 0).reshape(vectors.shape)
+
+    def entropy(self) -> Tensor:
+        """Returns the entropy, nats, `[*batch]`."""
+        return self._half_log_det + (0.5 + _HALF_LOG_2PI) * self.event_shape[0]
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> FullNormal:
+        """Returns the same distribution with a larger batch shape."""
+        shape = (*batch_shape, *self.event_shape)
+        return FullNormal(self.loc.expand(shape), self.scale_tril.expand(*shape, *self.event_shape))
+
+    def __getitem__(self, index: Tensor) -> FullNormal:
+        """Returns the members of the batch at `index`."""
+        return FullNormal(self.loc[index], self.scale_tril[index])
+
+
+def _solve(tril: Tensor, columns: Tensor) -> Tensor:
+    solved: Tensor = torch.linalg.solve_triangular(tril, columns, upper=False)
+    return solved
+
+
+@register_kl(FullNormal, DiagonalNormal)
+def _kl_full_diagonal(q: FullNormal, p: DiagonalNormal) -> Tensor:
+    log_scale = p.log_scale.expand_as(p.loc)
+    inverse = torch.exp(-log_scale)
+    spread = (q.scale_tril * inverse.unsqueeze(-1)).square().sum((-2, -1))
+    away = ((q.loc - p.loc) * inverse).square().sum(-1)
+    return 0.5 * (spread + away - q.event_shape[0]) + log_scale.sum(-1) - q._half_log_det
+
+
+@register_kl(FullNormal, FullNormal)
+def _kl_full(q: FullNormal, p: FullNormal) -> Tensor:
+    tril, difference = torch.broadcast_tensors(q.scale_tril, (q.loc - p.loc).unsqueeze(-1))
+    columns = _solve(p.scale_tril, torch.cat([tril, difference[..., :1]], -1))
+    return 0.5 * (columns.square().sum((-2, -1)) - q.event_shape[0]) + p._half_log_det - q._half_log_det
+
+
+@register_kl(DiagonalNormal, FullNormal)
+def _kl_diagonal_full(q: DiagonalNormal, p: FullNormal) -> Tensor:
+    kl_full: Tensor = _kl_full(FullNormal(q.loc, torch.diag_embed(q.stddev)), p)
+    return kl_full
+
+
+class Components(Protocol):
+    """What a `Mixture` needs of its parts, batch shape `[M]`."""
+
+    @property
+    def event_shape(self) -> torch.Size: ...
+    @property
+    def mean(self) -> Tensor: ...
+    @property
+    def variance(self) -> Tensor: ...
+    def log_prob(self, value: Tensor) -> Tensor: ...
+    def __getitem__(self, index: Tensor) -> Distribution: ...
+
+
+class Mixture(Distribution):
+    """A mixture of distributions of one family, over a whole event.
+
+    Args:
+        logits: The logarithms of the weights, up to a constant, `[M]`.
+        components: M distributions: batch shape `[M]`. They are evaluated at values `[..., 1, *event]`, and indexed.
+
+    Example:
+        >>> p = Mixture(torch.zeros(2), DiagonalNormal(torch.tensor([[-3.0], [3.0]]), torch.zeros(2, 1)))
+        >>> p.log_prob(torch.zeros(4, 1)).shape, p.sample((5,)).shape, p.stddev
+        (torch.Size([4]), torch.Size([5, 1]), tensor([3.1623]))
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012
+
+    def __init__(self, logits: Tensor, components: Components) -> None:
+        self.logits = logits
+        self.components = components
+        super().__init__(torch.Size(), components.event_shape, validate_args=False)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """All of R^D."""
+        return constraints.independent(constraints.real, len(self.event_shape))
+
+    @property
+    def weights(self) -> Tensor:
+        """The weights, which sum to 1, `[M]`."""
+        return self.logits.softmax(0)
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean, `[*event]`."""
+        return self._average(self.components.mean)
+
+    @property
+    def variance(self) -> Tensor:
+        """The variance of each component of the event, `[*event]`: that within the parts and that between them."""
+        between = (self.components.mean - self.mean).square()
+        return self._average(self.components.variance + between)
+
+    @property
+    def stddev(self) -> Tensor:
+        """The standard deviation of each component of the event, `[*event]`."""
+        return self.variance.sqrt()
+
+    def _average(self, values: Tensor) -> Tensor:
+        return (self.weights.reshape(-1, *[1] * len(self.event_shape)) * values).sum(0)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Picks a part for each draw and draws from it, `[*sample, *event]`; there is no gradient."""
+        shape = torch.Size(sample_shape)
+        with torch.no_grad():
+            which = torch.multinomial(self.weights, shape.numel(), replacement=True)
+            return self.components[which].sample().reshape(shape + self.event_shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Returns the log-density, nats, `[*sample]`."""
+        each = self.components.log_prob(value.unsqueeze(-1 - len(self.event_shape)))
+        return torch.logsumexp(self.logits.log_softmax(0) + each, -1)
 
 
 class Delta(Distribution):

@@ -134,6 +134,7 @@ class VAE(nn.Module):
         self.encoder = encoder
         self.decoder = decoder
         self.prior = prior
+        prior.bind(encoder)
 
     @property
     def event_shape(self) -> tuple[int, ...]:

@@ -21,7 +21,7 @@ from lowerbound.heads.likelihoods import (
     Normal,
     NormalPerDimension,
 )
-from lowerbound.heads.posteriors import Delta, DiagonalNormal
+from lowerbound.heads.posteriors import Delta, DiagonalNormal, FlowedNormal, FullNormal
 
 __all__ = [
     "Bernoulli",
@@ -33,6 +33,8 @@ __all__ = [
     "DiagonalNormal",
     "DiscretisedLogistic",
     "DiscretisedLogisticMixture",
+    "FlowedNormal",
+    "FullNormal",
     "Head",
     "HeteroscedasticNormal",
     "Likelihood",
