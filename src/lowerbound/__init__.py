@@ -22,7 +22,19 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from lowerbound import data, distributions, heads, metrics, nn, objectives, priors, recipes, training
+    from lowerbound import (
+        data,
+        distributions,
+        evidence,
+        flows,
+        heads,
+        metrics,
+        nn,
+        objectives,
+        priors,
+        recipes,
+        training,
+    )
     from lowerbound.checkpoint import load
     from lowerbound.data import ArraySource, Binarise, Data, Source, Support, open_data
     from lowerbound.errors import LowerboundError
@@ -61,7 +73,19 @@ _HOME = {
     "sample": "tasks",
     "train": "training",
 }
-_MODULES = ("data", "distributions", "heads", "metrics", "nn", "objectives", "priors", "recipes", "training")
+_MODULES = (
+    "data",
+    "distributions",
+    "evidence",
+    "flows",
+    "heads",
+    "metrics",
+    "nn",
+    "objectives",
+    "priors",
+    "recipes",
+    "training",
+)
 
 __all__ = [
     "ELBO",
@@ -81,7 +105,9 @@ __all__ = [
     "distributions",
     "encode",
     "evaluate",
+    "evidence",
     "fit",
+    "flows",
     "heads",
     "interpolate",
     "load",

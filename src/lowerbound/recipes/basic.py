@@ -1,63 +1,20 @@
-"""Recipes: named functions that put together everything a training needs.
+"""The recipes to begin with."""
 
-A recipe takes a data set and settings, each with a default, and returns a `Run`. It is written with the same public
-names that a user has, so a recipe of your own looks the same; the command line takes it as `module:function`:
-
-```python
-import lowerbound as lb
-
-def mine(data: "lb.Data", *, latent_dim: int = 8, epochs: int = 5, batch_size: int = 128, lr: float = 1e-3) -> lb.Run:
-    ...
-```
-
-Every recipe has the settings `epochs`, `batch_size` and `lr`.
-"""
-
-# This module is read for `lowerbound train --help`, so torch must not be imported by it: the package's public names are
-# lazy, and annotations are not evaluated.
 from __future__ import annotations
 
-import enum
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import lowerbound as lb
-
-
-@dataclass(frozen=True)
-class Run:
-    """Everything a training needs.
-
-    Attributes:
-        data: What is learned from, validated and tested on.
-        vae: The model, freshly initialised.
-        objective: What is minimised.
-        training: Budget, optimiser and the rest.
-    """
-
-    data: lb.Data
-    vae: lb.VAE
-    objective: lb.objectives.Objective
-    training: lb.Training
-
-
-class LikelihoodName(enum.StrEnum):
-    """The likelihood heads by name."""
-
-    AUTO = "auto"
-    BERNOULLI = "bernoulli"
-    CONTINUOUS_BERNOULLI = "continuous-bernoulli"
-    NORMAL = "normal"
-
-
-class BinariseName(enum.StrEnum):
-    """The ways of binarisation by name."""
-
-    AUTO = "auto"
-    NONE = "none"
-    THRESHOLD = "threshold"
-    DYNAMIC = "dynamic"
-    FIXED = "fixed"
+from lowerbound.recipes.base import (
+    BinariseName,
+    LikelihoodName,
+    Run,
+    binarised,
+    likelihood_head,
+    mlp_vae,
+    plain,
+    started,
+    swift,
+    updates,
+)
 
 
 def tutorial(
@@ -86,9 +43,9 @@ def tutorial(
     activation = lb.nn.LeakyReLU(0.2)
     return Run(
         data=data.joined(),
-        vae=_mlp_vae(data, latent_dim, (width, width), activation, lb.heads.DiagonalNormal, lb.heads.Bernoulli),
+        vae=mlp_vae(data, latent_dim, (width, width), activation, lb.heads.DiagonalNormal, lb.heads.Bernoulli),
         objective=lb.ELBO(),
-        training=_plain(epochs, batch_size, lr),
+        training=plain(epochs, batch_size, lr),
     )
 
 
@@ -117,9 +74,9 @@ def autoencoder(
     activation = lb.nn.LeakyReLU(0.2)
     return Run(
         data=data.joined(),
-        vae=_mlp_vae(data, latent_dim, (width, width), activation, lb.heads.Delta, lb.heads.Bernoulli),
+        vae=mlp_vae(data, latent_dim, (width, width), activation, lb.heads.Delta, lb.heads.Bernoulli),
         objective=lb.Reconstruction(),
-        training=_plain(epochs, batch_size, lr),
+        training=plain(epochs, batch_size, lr),
     )
 
 
@@ -159,15 +116,15 @@ def mlp(
         batch_size: Examples an update.
         lr: The highest learning rate.
     """
-    seen = data.binarised(_binarise(data, binarise))
+    seen = binarised(data, binarise)
     activation = lb.nn.GELU()
-    likelihood_head = _likelihood(seen, likelihood)
-    vae = _mlp_vae(seen, latent_dim, (width,) * depth, activation, lb.heads.DiagonalNormal, likelihood_head)
+    head = likelihood_head(seen, likelihood)
+    vae = mlp_vae(seen, latent_dim, (width,) * depth, activation, lb.heads.DiagonalNormal, head)
     return Run(
         data=seen,
-        vae=_started(vae, seen),
-        objective=lb.ELBO(beta=beta, warmup=_updates(seen, warmup, batch_size)),
-        training=_swift(epochs, batch_size, lr, average, patience),
+        vae=started(vae, seen),
+        objective=lb.ELBO(beta=beta, warmup=updates(seen, warmup, batch_size)),
+        training=swift(epochs, batch_size, lr, average, patience),
     )
 
 
@@ -206,86 +163,18 @@ def conv(
         batch_size: Examples an update.
         lr: The highest learning rate.
     """
-    seen = data.binarised(_binarise(data, binarise))
+    seen = binarised(data, binarise)
     widths = tuple(channels * 2**level for level in range(levels))
     down = lb.nn.ConvDown(seen.event_shape, widths, features)
     up = lb.nn.ConvUp((latent_dim,), (seen.event_shape[1], seen.event_shape[2]), widths, features)
     vae = lb.VAE(
         encoder=lb.heads.Conditional(down, lb.heads.DiagonalNormal(down.out_shape, (latent_dim,))),
-        decoder=lb.heads.Conditional(up, _likelihood(seen, likelihood)(up.out_shape, seen.event_shape)),
+        decoder=lb.heads.Conditional(up, likelihood_head(seen, likelihood)(up.out_shape, seen.event_shape)),
         prior=lb.priors.StandardNormal(latent_dim),
     )
     return Run(
         data=seen,
-        vae=_started(vae, seen),
-        objective=lb.ELBO(beta=beta, warmup=_updates(seen, warmup, batch_size)),
-        training=_swift(epochs, batch_size, lr, average, patience),
-    )
-
-
-RECIPES: dict[str, Callable[..., Run]] = {f.__name__: f for f in (tutorial, autoencoder, mlp, conv)}
-
-
-def _started(vae: lb.VAE, data: lb.Data) -> lb.VAE:
-    """Returns the model with its decoder's bias at the training data's mean."""
-    vae.likelihood.start_at(lb.data.mean(data.train))
-    return vae
-
-
-def _mlp_vae(
-    data: lb.Data,
-    latent_dim: int,
-    widths: tuple[int, ...],
-    activation: lb.nn.Module,
-    posterior: type[lb.heads.Head],
-    likelihood: type[lb.heads.Likelihood],
-) -> lb.VAE:
-    down = lb.nn.MLP(data.event_shape, widths, activation)
-    up = lb.nn.MLP((latent_dim,), widths[::-1], activation)
-    return lb.VAE(
-        encoder=lb.heads.Conditional(down, posterior(down.out_shape, (latent_dim,))),
-        decoder=lb.heads.Conditional(up, likelihood(up.out_shape, data.event_shape)),
-        prior=lb.priors.StandardNormal(latent_dim),
-    )
-
-
-def _binarise(data: lb.Data, asked: BinariseName) -> lb.Binarise:
-    if asked is not BinariseName.AUTO:
-        return lb.Binarise(asked.value)
-    grey = data.support in (lb.Support.EIGHT_BIT, lb.Support.UNIT_INTERVAL)
-    return lb.Binarise.DYNAMIC if grey else lb.Binarise.NONE
-
-
-def _likelihood(data: lb.Data, asked: LikelihoodName) -> type[lb.heads.Likelihood]:
-    match asked:
-        case LikelihoodName.BERNOULLI:
-            return lb.heads.Bernoulli
-        case LikelihoodName.CONTINUOUS_BERNOULLI:
-            return lb.heads.ContinuousBernoulli
-        case LikelihoodName.NORMAL:
-            return lb.heads.Normal
-    if data.support is lb.Support.BINARY:
-        return lb.heads.Bernoulli
-    return lb.heads.Normal if data.support is lb.Support.REAL else lb.heads.ContinuousBernoulli
-
-
-def _updates(data: lb.Data, epochs: float, batch_size: int) -> int:
-    """Returns the number of updates in so many epochs."""
-    return round(epochs * len(data.train) / max(1, batch_size))
-
-
-def _plain(epochs: int, batch_size: int, lr: float) -> lb.Training:
-    fp32 = lb.training.Precision.FP32
-    return lb.Training(epochs=epochs, batch_size=batch_size, lr=lr, precision=fp32)
-
-
-def _swift(epochs: int, batch_size: int, lr: float, average: float, patience: int) -> lb.Training:
-    return lb.Training(
-        epochs=epochs,
-        batch_size=batch_size,
-        lr=lr,
-        schedule=lb.training.Linear(warmup=0.05),
-        clip=200.0,
-        average=average or None,
-        patience=patience or None,
+        vae=started(vae, seen),
+        objective=lb.ELBO(beta=beta, warmup=updates(seen, warmup, batch_size)),
+        training=swift(epochs, batch_size, lr, average, patience),
     )
