@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from lowerbound.checkpoint import load
     from lowerbound.data import ArraySource, Binarise, Data, Source, Support, open_data
     from lowerbound.errors import LowerboundError
-    from lowerbound.evaluation import evaluate
+    from lowerbound.evaluation import compare, evaluate
     from lowerbound.evidence import log_evidence
     from lowerbound.model import VAE, Trace
     from lowerbound.objectives import ELBO, Reconstruction, Terms
@@ -62,6 +62,7 @@ _HOME = {
     "Terms": "objectives",
     "Trace": "model",
     "Training": "training",
+    "compare": "evaluation",
     "encode": "tasks",
     "evaluate": "evaluation",
     "fit": "training",
@@ -101,6 +102,7 @@ __all__ = [
     "Terms",
     "Trace",
     "Training",
+    "compare",
     "data",
     "distributions",
     "encode",

@@ -7,7 +7,7 @@ would take it for, `notes` says so in words.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -101,6 +101,103 @@ def evaluate(
     Raises:
         UsageError: There are fewer than 2 examples, `num_samples` is below 1, or the likelihood does not fit the data.
     """
+    measured = _measure_all(vae, source, num_samples, limit, seed, on_progress)
+    return _summary(vae, source, measured, num_samples, notes)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Several models on the same examples, each held against the first.
+
+    The examples differ far more from one another than two models do on one example, so the difference is taken per
+    example and its standard error is that of those differences.
+
+    Attributes:
+        names: The models, in order.
+        evaluations: Their evaluations.
+        elbo_difference: Each model's mean ELBO above the first's, nats; 0 for the first, None without a bound.
+        elbo_difference_stderr: Its standard error over the pairs.
+        log_px_difference: The same for the bound on log p(x) with `num_samples` draws.
+        log_px_difference_stderr: Its standard error.
+        units: "nats".
+    """
+
+    names: tuple[str, ...]
+    evaluations: tuple[Evaluation, ...]
+    elbo_difference: tuple[float | None, ...]
+    elbo_difference_stderr: tuple[float | None, ...]
+    log_px_difference: tuple[float | None, ...]
+    log_px_difference_stderr: tuple[float | None, ...]
+    units: str = "nats"
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the comparison as a JSON-ready dictionary."""
+        return asdict(self) | {"evaluations": [e.to_json() for e in self.evaluations]}
+
+
+def compare(
+    vaes: Mapping[str, VAE],
+    source: Source,
+    *,
+    num_samples: int = 100,
+    limit: int | None = None,
+    seed: int = 0,
+    notes: Mapping[str, tuple[str, ...]] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Comparison:
+    """Measures several models on the same examples and pairs them.
+
+    Args:
+        vaes: The models by name; the first is what the others are held against.
+        source: The examples; a split whose binarisation is fixed, so that all models see the same x.
+        num_samples: K, draws from q(z|x) an example.
+        limit: Measure only so many examples, the same for all, picked at random by a fixed seed.
+        seed: Seeds the draws.
+        notes: Remarks on each model, by name.
+        on_progress: Called with the number of examples done, over all models, and their total.
+
+    Raises:
+        UsageError: There are fewer than 2 models, or one of them cannot be measured on the source.
+    """
+    if len(vaes) < 2:
+        raise UsageError(f"A comparison needs at least 2 models; got {len(vaes)}.")
+    measured, evaluations = [], []
+    for place, (name, vae) in enumerate(vaes.items()):
+
+        def report(done: int, total: int, before: int = place) -> None:
+            if on_progress is not None:
+                on_progress(before * total + done, len(vaes) * total)
+
+        measured.append(_measure_all(vae, source, num_samples, limit, seed, report))
+        evaluations.append(_summary(vae, source, measured[-1], num_samples, (notes or {}).get(name, ())))
+    elbo = [_paired(m, measured[0], "elbo") for m in measured]
+    log_px = [_paired(m, measured[0], "log_px") for m in measured]
+    return Comparison(
+        names=tuple(vaes),
+        evaluations=tuple(evaluations),
+        elbo_difference=tuple(mean for mean, _ in elbo),
+        elbo_difference_stderr=tuple(stderr for _, stderr in elbo),
+        log_px_difference=tuple(mean for mean, _ in log_px),
+        log_px_difference_stderr=tuple(stderr for _, stderr in log_px),
+    )
+
+
+def _paired(mine: dict[str, Tensor], first: dict[str, Tensor], name: str) -> tuple[float, float] | tuple[None, None]:
+    if name not in mine or name not in first:
+        return None, None
+    difference = mine[name] - first[name]
+    return difference.mean().item(), difference.std().item() / math.sqrt(len(difference))
+
+
+def _measure_all(
+    vae: VAE,
+    source: Source,
+    num_samples: int,
+    limit: int | None,
+    seed: int,
+    on_progress: Callable[[int, int], None] | None,
+) -> dict[str, Tensor]:
+    """Returns what was measured of each example: `[n]`, and `mean`, `[n, *latent]`."""
     _check(vae, source, num_samples, limit)
     count = len(source) if limit is None else min(limit, len(source))
     order = torch.arange(len(source))
@@ -115,7 +212,7 @@ def evaluate(
                 measured.setdefault(name, []).append(value.cpu())
             if on_progress is not None:
                 on_progress(done + len(batch), count)
-    return _summary(vae, source, {k: torch.cat(v) for k, v in measured.items()}, num_samples, notes)
+    return {name: torch.cat(parts) for name, parts in measured.items()}
 
 
 def _check(vae: VAE, source: Source, num_samples: int, limit: int | None) -> None:

@@ -41,7 +41,7 @@ def build_app() -> cyclopts.App:
         suppress_keyboard_interrupt=False,
     )
     app.command(train.build_train_app(), name="train")
-    for verb in (judge.evaluate, make.sample, make.reconstruct, make.encode, make.interpolate):
+    for verb in (judge.evaluate, judge.compare, make.sample, make.reconstruct, make.encode, make.interpolate):
         app.command(verb)
     app.command(listing.recipes)
     app.command(listing.data)

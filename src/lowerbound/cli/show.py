@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from lowerbound.evaluation import Evaluation
+    from lowerbound.evaluation import Comparison, Evaluation
     from lowerbound.experiment import Update
 
 _QUIET_SECONDS = 10.0
@@ -120,6 +120,37 @@ def print_evaluation(title: str, result: Evaluation) -> None:
     )
     for note in result.notes:
         stdout.print(f"Note: {escape(note)}.")
+
+
+def print_comparison(title: str, result: Comparison) -> None:
+    """Prints several models side by side, and how each differs from the first."""
+    table = Table(title=escape(title), title_justify="left", header_style="bold")
+    for column in ("run", "-ELBO", "-log p(x)", "log p(x) above the first", "ELBO above the first", "active"):
+        table.add_column(column)
+    rows = zip(
+        result.names,
+        result.evaluations,
+        zip(result.log_px_difference, result.log_px_difference_stderr, strict=True),
+        zip(result.elbo_difference, result.elbo_difference_stderr, strict=True),
+        strict=True,
+    )
+    for place, (name, one, log_px, elbo) in enumerate(rows):
+        table.add_row(
+            escape(name),
+            _number(one.elbo, one.elbo_stderr, -1),
+            _number(one.log_px, one.log_px_stderr, -1),
+            _number(*log_px) if place else "",
+            _number(*elbo) if place else "",
+            f"{one.active_units} of {one.latent_dim}",
+        )
+    stdout.print(table)
+    stdout.print(
+        f"Nats per example, {result.evaluations[0].num_samples:,} draws an example. A difference is taken example by "
+        "example; its error is one standard error of those differences."
+    )
+    for name, one in zip(result.names, result.evaluations, strict=True):
+        for note in one.notes:
+            stdout.print(f"{escape(name)}: {escape(note)}.")
 
 
 def _number(value: float | None, stderr: float | None = None, sign: int = 1) -> str:

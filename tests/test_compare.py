@@ -1,0 +1,63 @@
+"""Comparisons: the same examples for all, and differences whose errors are those of the pairs."""
+
+import shutil
+
+import pytest
+import torch
+from command import call, succeed, tiny
+from oracle import linear_gaussian
+
+from lowerbound.data import ArraySource, Support
+from lowerbound.errors import UsageError
+from lowerbound.evaluation import compare, evaluate
+
+
+def test_a_paired_difference_is_exact_where_the_models_are_tight():
+    """Two models whose q is the true posterior: each weight is p(x), so the paired difference has no noise but x's."""
+    good, other = linear_gaussian(1, exact_q=True, examples=300), linear_gaussian(2, exact_q=True)
+    source = ArraySource(good.x, support=Support.REAL)
+    source.decode = lambda raw: raw
+    result = compare({"good": good.vae, "other": other.vae}, source, num_samples=3)
+    exact = other.evidence().log_prob(good.x) - good.evidence().log_prob(good.x)
+    assert result.log_px_difference[1] == pytest.approx(exact.mean().item(), abs=1e-9)
+    assert result.log_px_difference_stderr[1] == pytest.approx((exact.std() / len(exact) ** 0.5).item(), abs=1e-9)
+    assert result.log_px_difference[0] == result.log_px_difference_stderr[0] == 0
+    assert result.evaluations[0] == evaluate(good.vae, source, num_samples=3)
+
+
+def test_pairs_tell_differences_that_the_models_own_errors_would_hide():
+    oracle = linear_gaussian(3, examples=400)
+    worse = linear_gaussian(3, examples=400)
+    with torch.no_grad():
+        worse.vae.decoder.head.project.bias.add_(0.2)
+    source = ArraySource(oracle.x.float(), support=Support.REAL)
+    models = {"oracle": oracle.vae.float(), "worse": worse.vae.float()}
+    result = compare(models, source, num_samples=200)
+    assert result.log_px_difference_stderr[1] < result.evaluations[0].log_px_stderr / 3
+    assert result.log_px_difference[1] < -2 * result.log_px_difference_stderr[1]
+
+
+def test_one_model_is_no_comparison():
+    oracle = linear_gaussian(1)
+    with pytest.raises(UsageError, match="at least 2"):
+        compare({"alone": oracle.vae}, ArraySource(oracle.x.float(), support=Support.REAL))
+
+
+def test_runs_are_compared_from_the_command_line(tmp_path):
+    first, second, grey = tmp_path / "first", tmp_path / "second", tmp_path / "grey"
+    succeed(call(*tiny(first)))
+    succeed(call(*tiny(second, seed=1)))
+    succeed(call(*tiny(grey, binarise="none")))
+    found = succeed(call("compare", first, second, "--samples", 20, "--limit", 40, "--json")).json
+    assert found["names"] == [str(first), str(second)]
+    assert found["evaluations"][0]["n"] == 40
+    assert found["log_px_difference"][1] == pytest.approx(
+        found["evaluations"][1]["log_px"] - found["evaluations"][0]["log_px"], abs=1e-6
+    )
+    assert "A difference is taken example by" in succeed(call("compare", first, second, "--samples", 5)).words
+    refused = call("compare", first, grey, "--samples", 20)
+    assert refused.status == 2
+    assert "do not see the same test examples" in refused.err
+    shutil.rmtree(second)
+    assert call("compare", first, second).status == 4
+    assert call("compare", first).status == 2
