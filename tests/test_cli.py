@@ -395,3 +395,16 @@ def test_a_run_can_be_moved(small: Path, tmp_path: Path) -> None:
         assert evaluated(moved) == before
     finally:
         moved.rename(small)
+
+
+def test_tensorboard_gets_what_metrics_jsonl_has(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = tmp_path / "run"
+    succeed(call(*tiny(run, log="tensorboard")))
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    written = [(event.step, event.value) for event in events.Scalars("elbo")]
+    assert [step for step, _ in written] == [line["step"] for line in lines]
+    assert [value for _, value in written] == pytest.approx([line["elbo"] for line in lines], rel=1e-6)

@@ -142,7 +142,7 @@ class RunFolder:
             # The manifest goes first: without it, nothing that is left half removed can be taken for a run.
             for name in ("manifest.json", "run.json", "model.safetensors", "metrics.jsonl", "report.html"):
                 (self.path / name).unlink(missing_ok=True)
-            for folder in (self.checkpoints, self.figures):
+            for folder in (self.checkpoints, self.figures, self.path / "tensorboard"):
                 shutil.rmtree(folder, ignore_errors=True)
             _write(self.path / "run.json", _json_bytes({"schema": SCHEMA, **record}))
 

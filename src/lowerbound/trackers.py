@@ -73,12 +73,14 @@ class TensorBoard:
             raise ResourceError(
                 "--log tensorboard needs the package tensorboard. Install it with: pip install 'lowerbound[trackers]'"
             )
-        from torch.utils.tensorboard.writer import SummaryWriter
-
-        self._writer = SummaryWriter(str(folder / "tensorboard"))
+        self._folder = folder / "tensorboard"
 
     def config(self, record: dict[str, Any]) -> None:
-        """Shows the run's description as text."""
+        """Begins the event file, with the run's description as text."""
+        from torch.utils.tensorboard.writer import SummaryWriter
+
+        # Only now: a run is not begun in a folder that has something in it already.
+        self._writer = SummaryWriter(str(self._folder))
         self._writer.add_text("recipe", f"{record.get('recipe')} {record.get('settings')}")
 
     def scalars(self, values: dict[str, Any], step: int) -> None:
