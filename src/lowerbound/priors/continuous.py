@@ -1,6 +1,4 @@
-r"""Priors: p(z), as modules that return a distribution.
-
-A prior is called without arguments, because its parameters may be learned and so change between calls.
+r"""Priors over a z of real components.
 
 With p(z) free, the bound averaged over the data is largest where p(z) is the *aggregated posterior*
 \(\tfrac1N \sum_n q(z|x_n)\). A standard normal is seldom that; what q leaves empty of it is then sampled in vain, and
@@ -16,11 +14,9 @@ None of them has a closed form for the KL of a posterior to it; objectives estim
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution
 
 from lowerbound.distributions import DiagonalNormal, Mixture
 from lowerbound.errors import UsageError
@@ -29,30 +25,7 @@ from lowerbound.flows.base import soft_clamp
 from lowerbound.heads import Conditional, Delta, FlowedNormal
 from lowerbound.heads.base import LOG_SCALE_BOUND
 from lowerbound.nn import check_sizes
-
-
-class Prior(nn.Module, ABC):
-    """p(z).
-
-    Attributes:
-        event_shape: The shape of one z.
-    """
-
-    event_shape: tuple[int, ...]
-
-    @abstractmethod
-    def forward(self) -> Distribution:
-        """Returns p(z), with an empty batch shape."""
-
-    def bind(self, encoder: Conditional) -> None:
-        """Is told which encoder the prior is composed with; most priors do not care.
-
-        Args:
-            encoder: x to q(z|x), of the same model.
-
-        Raises:
-            UsageError: The prior depends on the encoder and cannot work with this one.
-        """
+from lowerbound.priors.base import Prior
 
 
 class StandardNormal(Prior):

@@ -1,0 +1,6 @@
+"""Models: compositions of an encoder, a decoder and a prior, and the `Trace` that all else is written against."""
+
+from lowerbound.model.trace import Trace
+from lowerbound.model.vae import VAE
+
+__all__ = ["VAE", "Trace"]
