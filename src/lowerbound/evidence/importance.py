@@ -113,17 +113,14 @@ class _Terms:
     """Distortion and rate from draws of q."""
 
     def __init__(self) -> None:
-        self.log_px_z, self.log_ratio, self.log_w = Moments(), Moments(), Moments()
-        self.kl: Tensor | None = None
+        self.log_px_z, self.kl, self.bound = Moments(), Moments(), Moments()
 
     def add(self, trace: Trace) -> None:
-        if self.log_px_z.count == 0:
-            self.kl = trace.kl
-        self.log_px_z.add(trace.log_px_z)
-        if self.kl is None:
-            log_ratio = trace.log_qz - trace.log_pz
-            self.log_ratio.add(log_ratio)
-            self.log_w.add(trace.log_px_z - log_ratio)
+        log_px_z, kl = trace.log_px_z.double(), trace.kl_draws.double()
+        self.log_px_z.add(log_px_z)
+        self.kl.add(kl)
+        # Both depend on the draw, unless the KL is in closed form: its error is that of their difference.
+        self.bound.add(log_px_z - kl)
 
     @property
     def distortion(self) -> Tensor:
@@ -131,11 +128,11 @@ class _Terms:
 
     @property
     def rate(self) -> Tensor:
-        return self.log_ratio.mean if self.kl is None else self.kl.double()
+        return self.kl.mean
 
     @property
     def stderr(self) -> Tensor:
-        return self.log_w.stderr if self.kl is None else self.log_px_z.stderr
+        return self.bound.stderr
 
 
 def _plain(vae: VAE, x: Tensor, num_samples: int, chunk: int) -> Iterator[tuple[int, Trace, Tensor]]:

@@ -52,12 +52,25 @@ class Trace:
 
     @property
     def kl(self) -> Tensor | None:
-        """KL(q(z|x) || p(z)) in closed form, `[B]`, or None where there is none."""
+        """KL(q(z|x) || p(z)), `[B]`: in closed form, or None where there is none.
+
+        A model that can integrate part of the noise out gives an unbiased estimate instead (`LadderTrace`).
+        """
         return analytic_kl(self.q, self.p)
 
     @property
+    def kl_draws(self) -> Tensor:
+        """What each draw says of KL(q(z|x) || p(z)), `[K, B]`: an unbiased estimate.
+
+        It is as free of noise as the model allows: the closed form, the same for every draw, where there is one; else
+        log q(z|x) - log p(z).
+        """
+        kl = self.kl
+        return self.log_qz - self.log_pz if kl is None else kl.expand(len(self.z), -1)
+
+    @property
     def kl_each(self) -> Tensor | None:
-        """The KL of each component of z in closed form, `[B, *latent]`, or None where there is none."""
+        """The KL of each component of z, `[B, *latent]`, which add up to `kl`; None where it cannot be divided."""
         return analytic_kl_each(self.q, self.p)
 
     def log_qz_split(self) -> tuple[Tensor, Tensor]:

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from lowerbound.distributions import analytic_kl_each
 from lowerbound.errors import UsageError
-from lowerbound.model import VAE, Trace
+from lowerbound.model import VAE, LadderVAE, Trace
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Objective(ABC):
 
 
 def kl_of(trace: Trace, closed_form: bool = True) -> Tensor:
-    """Returns KL(q(z|x) || p(z)), `[B]`: in closed form where it is wanted and there is one, else from the draws."""
+    """Returns KL(q(z|x) || p(z)), `[B]`: in closed form as far as that is wanted and goes, else from the draws."""
     kl = trace.kl if closed_form else None
     return (trace.log_qz - trace.log_pz).mean(0) if kl is None else kl
 
@@ -100,3 +101,8 @@ def example_posterior(vae: VAE) -> Distribution:
     with torch.no_grad():
         q: Distribution = head(like.new_zeros(1, *head.in_shape), torch.Size([1]))
     return q
+
+
+def has_kl_each(vae: VAE) -> bool:
+    """Returns whether the model's traces know the KL of each component of z."""
+    return isinstance(vae, LadderVAE) or analytic_kl_each(example_posterior(vae), vae.prior()) is not None

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, MultivariateNormal
 
-from lowerbound.distributions import DiagonalNormal, analytic_kl_each
+from lowerbound.distributions import DiagonalNormal
 from lowerbound.errors import UsageError
 from lowerbound.model import VAE, Trace
 from lowerbound.nn import check_sizes
@@ -36,6 +36,7 @@ from lowerbound.objectives.base import (
     Objective,
     Terms,
     example_posterior,
+    has_kl_each,
     kl_of,
     require_density,
     require_weights,
@@ -56,11 +57,11 @@ class FreeBits(Objective):
     Attributes:
         nats: λ, what each group may carry for free, in nats.
         groups: Into how many equal, consecutive groups the components of z are divided: 1 for the KL as a whole, None
-            for one group a component.
+            for one group a component. Or the sizes of the groups, as a ladder's `latent_dims`: one group a layer.
         num_samples: Draws of z an example.
 
     Raises:
-        UsageError: `nats` is negative, or `groups` or `num_samples` is below 1.
+        UsageError: `nats` is negative, or a number of `groups` or `num_samples` is below 1.
 
     Example:
         >>> FreeBits(nats=2.0, groups=1).notes()[0][:50]
@@ -68,12 +69,13 @@ class FreeBits(Objective):
     """
 
     nats: float = 0.1
-    groups: int | None = None
+    groups: int | tuple[int, ...] | None = None
     num_samples: int = 1
 
     def __post_init__(self) -> None:
         require_weights("free bits", nats=self.nats)
-        check_sizes(groups=(1 if self.groups is None else self.groups,), num_samples=(self.num_samples,))
+        groups = self.groups if isinstance(self.groups, tuple) else (1 if self.groups is None else self.groups,)
+        check_sizes(groups=groups, num_samples=(self.num_samples,))
 
     def __call__(self, vae: VAE, x: Tensor, step: int | None = None) -> Terms:
         trace = vae.trace(x, self.num_samples)
@@ -88,17 +90,24 @@ class FreeBits(Objective):
         if trace.kl_each is None:
             raise _no_kl_each(trace.q, trace.p)
         flat = trace.kl_each.flatten(1)
+        if isinstance(self.groups, tuple):
+            return torch.stack([part.sum(1) for part in flat.split(self.groups, 1)], 1)
         return flat if self.groups is None else flat.unflatten(1, (self.groups, -1)).sum(2)
 
     def check(self, vae: VAE) -> None:
         require_density(vae)
         if self.groups == 1:
             return
-        q, p = example_posterior(vae), vae.prior()
-        if analytic_kl_each(q, p) is None:
-            raise _no_kl_each(q, p)
+        if not has_kl_each(vae):
+            raise _no_kl_each(example_posterior(vae), vae.prior())
         components = math.prod(vae.latent_shape)
-        if components % (self.groups or 1):
+        if isinstance(self.groups, tuple):
+            if sum(self.groups) != components:
+                raise UsageError(
+                    f"Groups of {self.groups} components are {sum(self.groups)} together, but z has {components}. Give "
+                    "sizes that add up to that, such as a ladder's latent_dims."
+                )
+        elif components % (self.groups or 1):
             raise UsageError(
                 f"{components} components of z cannot be divided into {self.groups} equal groups; choose a number of "
                 f"groups that divides {components}."
@@ -107,7 +116,8 @@ class FreeBits(Objective):
     def notes(self) -> list[str]:
         if not self.nats:
             return []
-        where = "a component" if self.groups is None else f"in each of {self.groups} group(s) of components"
+        count = len(self.groups) if isinstance(self.groups, tuple) else self.groups
+        where = "a component" if count is None else f"in each of {count} group(s) of components"
         free = f"the model was trained with {self.nats:g} nats free (free bits) {where}"
         return [f"{free}, so its loss is no bound; the numbers here are of the plain bound"]
 
@@ -350,7 +360,7 @@ def _mean_covariance(q: Distribution) -> Tensor:
 def _no_kl_each(q: Distribution, p: Distribution) -> UsageError:
     return UsageError(
         "Free bits for groups of components need the KL of each component in closed form, which there is for a "
-        "DiagonalNormal posterior with a prior of independent normal components, but not for a "
+        "DiagonalNormal posterior with a prior of independent normal components and for a LadderVAE, but not for a "
         f"{type(q).__name__} with a {type(p).__name__}. Give the free bits to the KL as a whole: FreeBits(groups=1)."
     )
 
