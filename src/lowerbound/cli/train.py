@@ -239,7 +239,8 @@ def _command(name: str, recipe: Callable[..., Run]) -> Callable[..., int]:
         )
         is_setting = key in settings
         group = "Recipe" if is_setting else "Training"
-        shown_as = Parameter(name=option, help=shown, show_default=False, group=group)
+        # A setting that is a tuple takes all the values that follow: --latent-dims 16 8 4.
+        shown_as = Parameter(name=option, help=shown, show_default=False, group=group, consume_multiple=is_setting)
         accepted: Any = kind | None if is_setting else kind
         annotation: Any = Annotated[accepted, shown_as]
         value = None if is_setting else default

@@ -33,6 +33,7 @@ from lowerbound.recipes.family import (
     vamp,
     wae,
 )
+from lowerbound.recipes.layered import ladder
 
 _FUNCTIONS = (
     tutorial,
@@ -50,6 +51,7 @@ _FUNCTIONS = (
     flow_prior,
     sigma,
     logistic,
+    ladder,
 )
 RECIPES: dict[str, Callable[..., Run]] = {f.__name__.replace("_", "-"): f for f in _FUNCTIONS}
 
