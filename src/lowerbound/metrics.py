@@ -21,7 +21,7 @@ from torch.distributions import Distribution
 from lowerbound.data import Source, batches, generator
 from lowerbound.distributions import DiagonalNormal, analytic_kl
 from lowerbound.errors import UsageError
-from lowerbound.model import VAE
+from lowerbound.model import VAE, LadderVAE
 
 ACTIVE_THRESHOLD = 0.01
 # Examples an encoder pass, and the seed that picks the examples of an outer mean.
@@ -75,6 +75,35 @@ def rate_per_dimension(q: Distribution, p: Distribution) -> Tensor:
     rate = analytic_kl(DiagonalNormal(q.loc, q.log_scale, 0), DiagonalNormal(p.loc, p.log_scale, 0))
     assert rate is not None
     return rate
+
+
+@torch.no_grad()
+def rate_per_layer(vae: VAE, source: Source, *, draws: int = 1) -> tuple[Tensor, Tensor]:
+    """Returns the mean rate of each layer of a ladder, the lowest first, and its standard error over the examples.
+
+    A layer whose rate is near 0 says nothing of x.
+
+    Args:
+        vae: The model, in evaluation mode.
+        source: The examples, at least 2.
+        draws: Draws z an example, at which the conditional KLs are taken.
+
+    Returns:
+        Nats, float64 `[L]` each.
+
+    Raises:
+        UsageError: The model is no LadderVAE, there are fewer than 2 examples, or `draws` is below 1.
+    """
+    if not isinstance(vae, LadderVAE) or len(source) < 2 or draws < 1:
+        raise UsageError(
+            "The rate of each layer is measured of a LadderVAE, with at least 2 examples and at least 1 draw of each; "
+            f"got a {type(vae).__name__}, {len(source)} examples and draws={draws}. A model with one layer has one "
+            "rate, which log_evidence gives."
+        )
+    device = next(vae.parameters()).device
+    found = (vae.trace(b.x, draws).rate_per_layer for b in batches(source, torch.arange(len(source)), _BATCH, device))
+    rates = torch.cat([rate.double().cpu() for rate in found])
+    return rates.mean(0), rates.std(0) / math.sqrt(len(rates))
 
 
 @dataclass(frozen=True)
