@@ -1,4 +1,4 @@
-"""The ladder VAE: against a VAE where there is one layer, closed forms where all is linear, and quadrature on a grid."""
+"""The ladder VAE: against a VAE where it has one layer, closed forms where all is linear, and a grid elsewhere."""
 
 import copy
 import json
@@ -422,10 +422,11 @@ def test_the_posterior_gap_finds_the_true_posterior_and_puts_the_blame_on_the_en
 
 def test_information_has_the_exact_rate():
     ladder = linear_ladder(10, (1, 1), examples=60)
-    source = lb.ArraySource(ladder.x, support=lb.Support.REAL, scale=1.0)
+    exact = kl_divergence(ladder.q(), ladder.p()).mean().item()
+    source = lb.ArraySource(ladder.x.float(), support=lb.Support.REAL, scale=1.0)
+    ladder.vae.float()
     torch.manual_seed(0)
     found = metrics.information(ladder.vae, source, draws=50)
-    exact = kl_divergence(ladder.q(), ladder.p()).mean().item()
     assert abs(found.rate - exact) < 0.1
     assert 0 < found.mutual <= math.log(60)
     rate, stderr = metrics.rate_per_layer(ladder.vae, source, draws=50)
@@ -436,7 +437,7 @@ def test_information_has_the_exact_rate():
 # Nonlinear: a grid.
 
 
-def grid_of_two(low: float = -9, high: float = 9, points: int = 301) -> tuple[Tensor, float]:
+def grid_of_two(low: float = -12, high: float = 12, points: int = 401) -> tuple[Tensor, float]:
     axis = torch.linspace(low, high, points, dtype=torch.float64)
     return torch.cartesian_prod(axis, axis), ((high - low) / (points - 1)) ** 2
 
@@ -448,7 +449,9 @@ def test_densities_integrate_to_one():
     for distribution in (q, q.widened(1.3), q.free()[1]([torch.full((4, 2), v).double() for v in (0.4, -0.3)])):
         mass = distribution.log_prob(z[:, None]).exp().sum(0) * cell
         torch.testing.assert_close(mass, torch.ones_like(mass), atol=1e-6, rtol=0)
-    torch.testing.assert_close(vae.prior().log_prob(z).exp().sum() * cell, torch.tensor(1.0).double(), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        vae.prior().log_prob(z).exp().sum() * cell, torch.tensor(1.0).double(), atol=1e-6, rtol=0
+    )
 
 
 def test_evidence_agrees_with_a_grid():
@@ -513,7 +516,34 @@ def test_upper_layers_do_not_hang_on_lower_ones():
         assert (slope[..., part.start :].flatten(0, 1).abs().amax(0) > 0).all()
 
 
+def test_a_widened_posterior_is_wider_by_that_and_no_shift_is_none():
+    vae, x = nonlinear((2, 1))
+    q = vae.encoder(x)
+    torch.testing.assert_close(q.widened(2.0).widened(1.5).stddev, 3 * q.stddev)
+    torch.testing.assert_close(q.widened(2.0).mean, q.mean)
+    start, rebuild = q.free()
+    same, moved = rebuild(start), rebuild([start[0] + 0.5, start[1]])
+    z = q.sample((3,))
+    assert torch.equal(same.log_prob(z), q.log_prob(z))
+    torch.testing.assert_close(moved.mean[:, 2:], (q.mean + 0.5 * q.stddev)[:, 2:])
+
+
 # Training.
+
+
+@pytest.mark.parametrize(
+    ("objective", "downwards"), [(ELBO(), 1), (FreeBits(0.1, groups=(3, 2, 2)), 1), (IWAE(3), 2)], ids=repr
+)
+def test_an_update_goes_down_once_and_a_weight_asks_p_once_more(objective, downwards):
+    vae, x = small()
+    counts: dict[str, int] = {}
+    for name, module in vae.named_modules():
+        if isinstance(module, nn.ResidualMLP):
+            module.register_forward_hook(lambda *_, name=name: counts.update({name: counts.get(name, 0) + 1}))
+    objective(vae, x)
+    assert len(counts) == 3 + 3 + 2 + 1
+    for name, count in counts.items():
+        assert count == (downwards if name.startswith("prior") else 1), name
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
@@ -525,7 +555,6 @@ def test_gradients_reach_every_parameter_and_terms_are_what_they_are_called(obje
     torch.testing.assert_close(terms.elbo, -terms.distortion - terms.kl)
     terms.loss.mean().backward()
     assert not [name for name, p in vae.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()]
-    # InfoVAE without a KL and WAE ask nothing of densities, so scales of p matter to them by its draws alone.
     assert not [name for name, p in vae.named_parameters() if (p.grad == 0).all()]
     torch.manual_seed(3)
     trained = objective(vae, x)
@@ -536,13 +565,13 @@ def test_gradients_reach_every_parameter_and_terms_are_what_they_are_called(obje
 
 @pytest.mark.parametrize("objective", [BetaTC(100), DIPVAE()], ids=repr)
 def test_objectives_that_mean_nothing_for_a_ladder_say_what_works(objective):
-    with pytest.raises(UsageError, match="TopDownPosterior has not. Use"):
+    with pytest.raises(UsageError, match=r"TopDownPosterior has not\. Use"):
         objective.check(small()[0])
 
 
 def test_free_bits_hold_the_rate_of_each_layer():
     vae, x = small((3, 2, 2))
-    nats = 0.02
+    nats = 0.007
     torch.manual_seed(1)
     rates = vae.trace(x, 4).rate_per_layer.mean(0)
     assert (rates > nats).any()
@@ -582,10 +611,12 @@ def test_a_training_lowers_the_bound_and_uses_both_layers():
     data = lb.open_data("digits").binarised(lb.Binarise.DYNAMIC)
     torch.manual_seed(0)
     vae = mlp_ladder(data.event_shape, (8, 4), Bernoulli, width=64, state_dim=32)
-    history = lb.fit(vae, data, ELBO(warmup=100), lb.Training(epochs=12, batch_size=64, lr=3e-3))
-    assert history[-1]["valid_elbo"] > history[0]["valid_elbo"] + 2
+    vae.likelihood.start_at(lb.data.mean(data.train))
+    history = lb.fit(vae, data, ELBO(warmup=100), lb.Training(epochs=8, batch_size=64, lr=5e-3))
+    # 27.7 nats is what independent pixels cost.
+    assert history[-1]["valid_elbo"] > -25.5
     rate, _ = metrics.rate_per_layer(vae, data.valid)
-    assert (rate > 0.5).all()
+    assert (rate > 0.3).all()
 
 
 def test_a_training_goes_on_exactly_where_it_was_saved():

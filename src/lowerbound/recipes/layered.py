@@ -55,7 +55,12 @@ def ladder(
     """
     seen = binarised(data, binarise)
     vae = lb.model.mlp_ladder(
-        seen.event_shape, latent_dims, likelihood_head(seen, likelihood), width=width, state_dim=state_dim, blocks=blocks
+        seen.event_shape,
+        latent_dims,
+        likelihood_head(seen, likelihood),
+        width=width,
+        state_dim=state_dim,
+        blocks=blocks,
     )
     objective: lb.objectives.Objective = lb.ELBO(warmup=updates(seen, warmup, batch_size))
     if free_nats:
