@@ -33,12 +33,14 @@ from lowerbound.recipes.family import (
     vamp,
     wae,
 )
+from lowerbound.recipes.labelled import conditional
 
 _FUNCTIONS = (
     tutorial,
     autoencoder,
     mlp,
     conv,
+    conditional,
     beta,
     tc,
     wae,
