@@ -3,8 +3,8 @@
 All run in evaluation mode without gradients, on the model's own device, and return tensors on the CPU. A picture of
 p(x|z) is its mean unless a draw is asked for.
 
-Of a conditional model, each works on `vae.given(label)`. Where an example's own label is at hand (`encode`), or there is
-a natural choice (`sample`), the model itself will do.
+Of a conditional model, each works on `vae.given(label)`. Where labels are at hand (`encode`), or there is a natural
+choice (`sample`), the model itself will do.
 """
 
 from __future__ import annotations

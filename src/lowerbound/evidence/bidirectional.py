@@ -93,10 +93,9 @@ def bidirectional(vae: VAE, n: int, annealing: Annealing | None = None, *, chunk
     if n < 1:
         raise UsageError(f"Bidirectional Monte Carlo needs at least 1 simulated example; got n={n}. Ask for 20 or so.")
     annealing = Annealing() if annealing is None else annealing
-    part = max(1, chunk // max(annealing.chains, annealing.pilot_chains))
-    done = [
-        _sandwich(vae.part(slice(start, start + part)), min(part, n - start), annealing) for start in range(0, n, part)
-    ]
+    size = max(1, chunk // max(annealing.chains, annealing.pilot_chains))
+    rows = [slice(start, min(start + size, n)) for start in range(0, n, size)]
+    done = [_sandwich(vae.part(some), some.stop - some.start, annealing) for some in rows]
     xs, forward, backward = zip(*done, strict=True)
     return Bidirectional(torch.cat(xs), joined(forward), joined(backward))
 

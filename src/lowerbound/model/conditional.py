@@ -72,19 +72,19 @@ class ConditionalVAE(VAE):
     def __init__(self, encoder: Conditional, decoder: Conditional, prior: Prior, classes: tuple[int, ...]) -> None:
         _check_classes(classes)
         self.classes = tuple(classes)
-        takes = {
-            "encoder": (encoder, decoder.head.event_shape, "x"),
-            "decoder": (decoder, encoder.head.event_shape, "z"),
-        }
-        for name, (part, shape, value) in takes.items():
-            if not self._takes(part.network.in_shape, shape):
-                raise UsageError(
-                    f"The {name} of a ConditionalVAE takes {value} of shape {shape} and a label of {len(classes)} "
-                    f"classes beside it, but its network takes {part.network.in_shape}. Build the network with "
-                    f"in_shape=nn.beside({shape}, {len(classes)}), or with planes=True for convolutions."
-                )
+        self._check_network("encoder", encoder, decoder.head.event_shape)
+        self._check_network("decoder", decoder, encoder.head.event_shape)
         super().__init__(encoder, decoder, prior)
         self.register_buffer("labels", torch.tensor(self.classes))
+
+    def _check_network(self, name: str, part: Conditional, shape: tuple[int, ...]) -> None:
+        if not self._takes(part.network.in_shape, shape):
+            count = len(self.classes)
+            raise UsageError(
+                f"The {name} of this ConditionalVAE takes a value of shape {shape} with a label of {count} classes "
+                f"beside it, but its network takes {part.network.in_shape}. Build the network with "
+                f"in_shape=nn.beside({shape}, {count}), or with planes=True for convolutions."
+            )
 
     def _takes(self, in_shape: tuple[int, ...], shape: tuple[int, ...]) -> bool:
         count = len(self.classes)
@@ -137,11 +137,9 @@ class ConditionalVAE(VAE):
         )
 
     def notes(self) -> list[str]:
-        return [
-            "the model is conditional: every number is of p(x|c), with the label c of each example given, and is not "
-            "comparable with p(x) of a model that is told no label; log p(x) = log sum_c p(c) p(x|c) is what "
-            "lowerbound.evidence.class_evidence measures"
-        ]
+        told = "the model is conditional: every number is of p(x|c), with the label c of each example given"
+        other = "not comparable with p(x) of a model that is told no label"
+        return [f"{told}, and {other}; log p(x) = log sum_c p(c) p(x|c) is what evidence.class_evidence measures"]
 
     def _said(self) -> str:
         return _listed(list(self.classes))
@@ -220,6 +218,6 @@ def _check_classes(classes: tuple[int, ...]) -> None:
     whole = all(isinstance(c, int) and not isinstance(c, bool) and abs(c) <= _MAX_LABEL for c in classes)
     if not whole or not 1 <= len(classes) <= _MAX_CLASSES or len(set(classes)) < len(classes):
         raise UsageError(
-            f"classes should be the labels of the training data, from 1 to {_MAX_CLASSES:,} distinct whole numbers; got "
+            f"classes should be the labels of the training data, 1 to {_MAX_CLASSES:,} distinct whole numbers; got "
             f"{_listed(list(classes))}. Number the classes from 0."
         )
