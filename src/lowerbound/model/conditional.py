@@ -15,6 +15,8 @@ Objectives, evidence and tasks take the view. A plain `VAE` given a label is its
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
@@ -35,8 +37,9 @@ _SHOWN_LABELS = 30
 class ConditionalVAE(VAE):
     """A variational autoencoder of x given a class label c.
 
-    The networks are any that take a value with C more numbers beside it (`lowerbound.nn.beside`): a one-hot c after the
-    flattened value, or C constant planes beside a picture.
+    The networks are any that take a value with C more numbers beside it (`lowerbound.nn.beside`): C numbers after the
+    flattened value, or C constant planes beside a picture. All are 0 but that of c, which is the square root of how many
+    values it stands beside (for planes, of the picture's channels).
 
     `vae.given(label)` is the model of x for these labels; the model itself refuses to be used without any.
 
@@ -161,8 +164,8 @@ class _Given(VAE):
         self._same = same
         # A label that is none of the classes becomes 0 / 0, so that it is never taken for one without notice.
         one_hot = same / same.sum(-1, keepdim=True)
-        self.encoder = _Beside(whole.encoder, one_hot, len(whole.event_shape))
-        self.decoder = _Beside(whole.decoder, one_hot, len(whole.latent_shape))
+        self.encoder = _Beside(whole.encoder, one_hot, whole.event_shape)
+        self.decoder = _Beside(whole.decoder, one_hot, whole.latent_shape)
         self.prior = _GivenPrior(whole.prior, same.to(torch.uint8).argmax(-1))
 
     def part(self, rows: slice) -> VAE:
@@ -175,10 +178,13 @@ class _Given(VAE):
 class _Beside(Conditional):
     """A conditional distribution that is given c `[*batch, C]` beside each value."""
 
-    def __init__(self, inner: Conditional, c: Tensor, event_ndim: int) -> None:
+    def __init__(self, inner: Conditional, one_hot: Tensor, shape: tuple[int, ...]) -> None:
         super().__init__(inner.network, inner.head)
-        self._c = c
-        self._event_ndim = event_ndim
+        self._event_ndim = len(shape)
+        self._flat = len(self.network.in_shape) == 1
+        # A fresh network's weights are all of a size: a single 1 among hundreds of pixels, or dozens of components of
+        # z, would hardly be heard, and z would learn the class first. So loud, c is heard as well as all else together.
+        self._c = one_hot * math.sqrt(math.prod(shape) if self._flat else shape[0])
 
     def forward(self, condition: Tensor) -> Distribution:
         batch = condition.shape[: condition.ndim - self._event_ndim]
@@ -190,7 +196,7 @@ class _Beside(Conditional):
                 f"The model was given labels of shape {tuple(c.shape[:-1])}, and is asked about a batch of shape "
                 f"{tuple(batch)}. Call vae.given(label) with the labels of that very batch, or with a single one."
             ) from error
-        if len(self.network.in_shape) == 1:
+        if self._flat:
             return super().forward(torch.cat([condition.flatten(len(batch)), c], -1))
         planes = c[..., None, None].expand(*c.shape, *condition.shape[-2:])
         return super().forward(torch.cat([condition, planes], -3))
