@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from lowerbound.evidence import (
     Annealing,
     Defensive,
     Refinement,
+    Start,
     annealed_evidence,
     bidirectional,
     class_evidence,
@@ -44,7 +46,6 @@ PRIORS = {
     "per-class": lambda d: NormalPerClass(d, len(CLASSES)),
     "mixture": lambda d: priors.MixtureOfNormals(d, 4),
     "flow": lambda d: priors.FlowPrior(d, flows.real_nvp(d, 2, 8)),
-    "vamp": lambda d: priors.VampPrior(d, nn.beside(EVENT, len(CLASSES)), 5),
 }
 
 
@@ -126,25 +127,27 @@ def test_every_measure_of_the_evidence_takes_the_view_and_cuts_it_where_it_cuts_
     for found in (
         log_evidence(vae, oracle.x, 4000),
         log_evidence(vae, oracle.x, 4000, defensive=Defensive()),
-        annealed_evidence(vae, oracle.x, Annealing(chains=16, temperatures=60), chunk=16 * 10),
+        annealed_evidence(vae, oracle.x, Annealing(chains=8, temperatures=40), chunk=8 * 10),
     ):
         assert ((found.log_px - exact).abs() < 5 * found.stderr + 1e-6).all()
     grid = quadrature_evidence(vae, oracle.x[:25])
     torch.testing.assert_close(grid.log_px, exact, atol=1e-6, rtol=0)
-    gap = posterior_gap(vae, oracle.x, 2000, refinement=Refinement(steps=20, draws=8), chunk=64)
-    assert ((gap.log_px - exact).abs() < 0.1).all()
+    gap = posterior_gap(vae, oracle.x, 1000, refinement=Refinement(steps=20, draws=8), chunk=64)
+    assert ((gap.log_px - exact).abs() < 5 * gap.total_stderr + 0.02).all()
     curve = sweep(vae, oracle.x, (1, 100))
     assert abs(curve.log_px[1] - exact.mean()) < 0.05
 
 
 def test_the_sandwich_takes_one_label_or_one_for_each_simulated_example():
+    """Annealed from the true posterior both bounds are log p(x|c), if x, q and the density have the same label."""
     oracle = conditional_gaussian(2, exact_q=True)
-    torch.manual_seed(0)
-    annealing = Annealing(chains=8, temperatures=40)
-    for label, n in ((7, 5), (torch.tensor([3, 12, 7, 7, 3]), 5)):
-        found = bidirectional(oracle.vae.given(label), n, annealing, chunk=annealing.pilot_chains * 2)
-        assert found.x.shape == (5, 5)
-        assert (found.gap > -0.5) & (found.gap < 1)
+    annealing = Annealing(chains=2, temperatures=4, pilot_chains=2, start=Start.POSTERIOR)
+    mixed = torch.tensor([3, 12, 7, 7, 3])
+    for label in (7, mixed):
+        found = bidirectional(oracle.vae.given(label), 5, annealing, chunk=4)
+        simulated = replace(oracle, x=found.x, label=mixed if label is mixed else torch.full((5,), 7))
+        torch.testing.assert_close(found.lower, simulated.log_px(), atol=1e-9, rtol=0)
+        torch.testing.assert_close(found.upper, simulated.log_px(), atol=1e-9, rtol=0)
 
 
 def test_bayes_theorem_gives_the_evidence_of_x_and_its_class():
@@ -322,8 +325,8 @@ def test_parts_that_do_not_fit_are_refused():
         ConditionalVAE(encoder, other, prior, CLASSES)
     with pytest.raises(UsageError, match="prior tells 2 classes apart, and the model 3"):
         ConditionalVAE(encoder, decoder, NormalPerClass(3, 2), CLASSES)
-    with pytest.raises(UsageError, match=r"input_shape=\(27,\)"):
-        ConditionalVAE(encoder, decoder, priors.VampPrior(3, EVENT, 5), CLASSES)
+    with pytest.raises(UsageError, match="pseudo-inputs do not have"):
+        ConditionalVAE(encoder, decoder, priors.VampPrior(3, encoder.network.in_shape, 5), CLASSES)
     for bad in ((), (1, 1, 2), (1.0, 2, 3), (True, 2, 3), (1, 2, 1 << 50), tuple(range(10_001))):
         with pytest.raises(UsageError, match="distinct whole numbers"):
             ConditionalVAE(encoder, decoder, prior, bad)

@@ -26,7 +26,7 @@ from lowerbound.heads import Conditional
 from lowerbound.model.trace import Trace
 from lowerbound.model.vae import VAE
 from lowerbound.nn import beside
-from lowerbound.priors import Prior
+from lowerbound.priors import Prior, VampPrior
 
 # Labels beyond these are numbers rather than classes, and a description that holds them would not be built again.
 _MAX_CLASSES = 10_000
@@ -37,8 +37,8 @@ _SHOWN_LABELS = 30
 class ConditionalVAE(VAE):
     """A variational autoencoder of x given a class label c.
 
-    The networks are any that take a value with C more numbers beside it (`lowerbound.nn.beside`): C numbers after the
-    flattened value, or C constant planes beside a picture. All are 0 but that of c, which is the square root of how many
+    The networks are any that take a value with C more numbers beside it (`lowerbound.nn.beside`): after the flattened
+    value, or as C constant planes beside a picture. All are 0 but that of c, which is the square root of how many
     values it stands beside (for planes, of the picture's channels).
 
     `vae.given(label)` is the model of x for these labels; the model itself refuses to be used without any.
@@ -46,8 +46,7 @@ class ConditionalVAE(VAE):
     Args:
         encoder: x and c to q(z|x, c).
         decoder: z and c to p(x|z, c); its head is a `Likelihood`.
-        prior: p(z|c); any prior that does not depend on c will do. A VampPrior has pseudo-inputs of what the encoder's
-            network takes, so with labels of their own.
+        prior: p(z|c); one that does not depend on c will do, but for a VampPrior, whose pseudo-inputs have no labels.
         classes: The labels of the training data, distinct whole numbers. Others are refused from then on.
 
     Raises:
@@ -77,6 +76,11 @@ class ConditionalVAE(VAE):
         self.classes = tuple(classes)
         self._check_network("encoder", encoder, decoder.head.event_shape)
         self._check_network("decoder", decoder, encoder.head.event_shape)
+        if isinstance(prior, VampPrior):
+            raise UsageError(
+                "A VampPrior is a mixture of posteriors at pseudo-inputs, but here a posterior needs a label as well, "
+                "which pseudo-inputs do not have. Use a NormalPerClass, MixtureOfNormals or FlowPrior."
+            )
         super().__init__(encoder, decoder, prior)
         self.register_buffer("labels", torch.tensor(self.classes))
 
@@ -184,11 +188,12 @@ class _Beside(Conditional):
         self._flat = len(self.network.in_shape) == 1
         # A fresh network's weights are all of a size: a single 1 among hundreds of pixels, or dozens of components of
         # z, would hardly be heard, and z would learn the class first. So loud, c is heard as well as all else together.
-        self._c = one_hot * math.sqrt(math.prod(shape) if self._flat else shape[0])
+        self._loudness = math.sqrt(math.prod(shape) if self._flat else shape[0])
+        self._one_hot = one_hot
 
     def forward(self, condition: Tensor) -> Distribution:
         batch = condition.shape[: condition.ndim - self._event_ndim]
-        c = self._c.to(condition.dtype)
+        c = self._loudness * self._one_hot.to(condition.dtype)
         try:
             c = c.expand(*batch, -1)
         except RuntimeError as error:
