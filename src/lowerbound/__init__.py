@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from lowerbound.errors import LowerboundError
     from lowerbound.evaluation import compare, evaluate
     from lowerbound.evidence import log_evidence
-    from lowerbound.model import VAE, Trace
+    from lowerbound.model import VAE, ConditionalVAE, Trace
     from lowerbound.objectives import ELBO, Reconstruction, Terms
     from lowerbound.recipes import Run
     from lowerbound.tasks import encode, interpolate, reconstruct, sample
@@ -54,6 +54,7 @@ _HOME = {
     "VAE": "model",
     "ArraySource": "data",
     "Binarise": "data",
+    "ConditionalVAE": "model",
     "Data": "data",
     "LowerboundError": "errors",
     "Reconstruction": "objectives",
@@ -95,6 +96,7 @@ __all__ = [
     "VAE",
     "ArraySource",
     "Binarise",
+    "ConditionalVAE",
     "Data",
     "LowerboundError",
     "Reconstruction",

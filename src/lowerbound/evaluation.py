@@ -208,7 +208,7 @@ def _measure_all(
         for batch in batches(source, order, _BATCH, device):
             done = sum(len(part) for part in measured.get("distortion", []))
             seed_everything(derive_seed(seed, 3, done), device)
-            for name, value in _measure(vae, batch.x, num_samples).items():
+            for name, value in _measure(vae.given(batch.label), batch.x, num_samples).items():
                 measured.setdefault(name, []).append(value.cpu())
             if on_progress is not None:
                 on_progress(done + len(batch), count)
@@ -223,6 +223,7 @@ def _check(vae: VAE, source: Source, num_samples: int, limit: int | None) -> Non
     if source.event_shape != vae.event_shape:
         raise UsageError(f"The model is built for x of shape {vae.event_shape}, the data's is {source.event_shape}.")
     vae.likelihood.check(source.support)
+    vae.check_labels(source.labels)
 
 
 def _measure(vae: VAE, x: Tensor, num_samples: int) -> dict[str, Tensor]:
@@ -281,6 +282,7 @@ def _summary(
 def _caveats(vae: VAE, source: Source) -> list[str]:
     likelihood, support = vae.likelihood, source.support
     said = [text for text in (likelihood.relaxed.get(support), likelihood.caveats.get(support)) if text]
+    said += vae.notes()
     if not vae.has_density:
         said.append(
             "the posterior is a single point without a density: there is no rate, no bound and no evidence, only the "

@@ -7,6 +7,7 @@ the rest is drawn with matplotlib's object interface, so no global state is touc
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from lowerbound.checkpoint import disk_errors, write_file
-from lowerbound.data import Data, Source, generator
+from lowerbound.data import Batch, Data, Source, generator
 from lowerbound.errors import UsageError
 from lowerbound.metrics import principal_plane
 from lowerbound.model import VAE
@@ -64,10 +65,11 @@ def draw_run(folder: Path, vae: VAE, data: Data, metrics: list[dict[str, Any]]) 
         written = [draw_curves(metrics, folder / "curves.png")]
         written.append(draw_latent_map(vae, seen, folder / "latent.png"))
         if is_picture(data.event_shape):
-            written.append(save_grid(sample(vae, 64), folder / "samples.png"))
-            x = seen.examples(_one_of_each(seen, 10)).x
-            written.append(draw_reconstructions(vae, x, folder / "reconstructions.png"))
-            written.append(draw_interpolations(vae, x, folder / "interpolation.png"))
+            written.append(draw_samples(vae, folder / "samples.png"))
+            shown = seen.examples(_one_of_each(seen, 10))
+            written.append(draw_reconstructions(vae.given(shown.label), shown.x, folder / "reconstructions.png"))
+            ends = seen.examples(_two_of_each(seen, 5)) if vae.classes else shown
+            written.append(draw_interpolations(vae, ends, folder / "interpolation.png"))
     return written
 
 
@@ -121,6 +123,19 @@ def save_grid(x: Tensor, path: Path, columns: int | None = None) -> Path:
     return path
 
 
+def in_rows(rows: Sequence[Tensor]) -> tuple[Tensor, int]:
+    """Fills rows of pictures up with blank ones to the same length; returns them all, and that length.
+
+    Example:
+        >>> x, columns = in_rows([torch.zeros(3, 1, 8, 8), torch.zeros(2, 1, 8, 8)])
+        >>> x.shape, columns
+        (torch.Size([6, 1, 8, 8]), 3)
+    """
+    columns = max(len(row) for row in rows)
+    filled = [torch.cat([r, r.new_full((columns - len(r), *r.shape[1:]), _BACKGROUND)]) for r in rows]
+    return torch.cat(filled), columns
+
+
 def draw_reconstructions(vae: VAE, x: Tensor, path: Path) -> Path:
     """Draws examples above what the model makes of them."""
     rows = [("x", x), ("decoded mean of q(z|x)", reconstruct(vae, x))]
@@ -129,11 +144,22 @@ def draw_reconstructions(vae: VAE, x: Tensor, path: Path) -> Path:
     return _draw_rows(rows, path)
 
 
-def draw_interpolations(vae: VAE, x: Tensor, path: Path, steps: int = 11) -> Path:
-    """Draws straight lines in z between neighbouring examples, decoded."""
-    pairs = [(x[i], x[i + 1]) for i in range(0, min(len(x) - 1, 10), 2)]
-    strips = torch.cat([interpolate(vae, a, b, steps) for a, b in pairs])
-    return save_grid(strips, path, columns=steps)
+def draw_interpolations(vae: VAE, ends: Batch, path: Path, steps: int = 11) -> Path:
+    """Draws straight lines in z between neighbouring examples, decoded; a conditional model's are of one class."""
+    x, label = ends.x, ends.label
+    strips = [
+        interpolate(vae, x[i], x[i + 1], steps, label=None if label is None else label[i : i + 2])
+        for i in range(0, min(len(x) - 1, 10), 2)
+    ]
+    return save_grid(torch.cat(strips), path, columns=steps)
+
+
+def draw_samples(vae: VAE, path: Path) -> Path:
+    """Draws 64 samples; a conditional model's in rows, of up to 20 classes."""
+    if not vae.classes:
+        return save_grid(sample(vae, 64), path)
+    label = torch.tensor(vae.classes[:20]).repeat_interleave(8)
+    return save_grid(sample(vae, len(label), label=label), path, columns=8)
 
 
 def draw_curves(metrics: list[dict[str, Any]], path: Path) -> Path:
@@ -224,3 +250,11 @@ def _one_of_each(source: Source, count: int) -> Tensor:
     if source.labels is not None and len(found := source.labels.unique()) >= count:
         return torch.stack([(source.labels == k).nonzero()[0, 0] for k in found[:count]])
     return torch.arange(min(count, len(source)))
+
+
+def _two_of_each(source: Source, count: int) -> Tensor:
+    """Returns the first two examples of each of the first labels; twice the same where there is but one."""
+    assert source.labels is not None  # a conditional model was trained on it
+    labels = source.labels.cpu()
+    places = [(labels == k).nonzero()[:2, 0] for k in labels.unique()[:count]]
+    return torch.cat([place.expand(2) if len(place) == 1 else place for place in places])

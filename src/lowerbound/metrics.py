@@ -7,10 +7,14 @@ $$E_x\,KL(q(z|x) \,\|\, p(z)) = \underbrace{I_q(x; z)}_{\text{what z says of x}}
 
 A rate that is all information is well spent; a large marginal KL says that samples from the prior decode to something
 else than the data, and asks for another prior.
+
+Of a conditional model the same is true class by class, and averaged over them: the rate is I_q(x; z|c) and the KL of
+q(z|c), the mixture over the examples of class c, to p(z|c).
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -119,6 +123,8 @@ class Information:
         rate_stderr: Its standard error.
         n: N, the examples that q(z) is a mixture of.
         outer: The examples that are averaged over.
+        ceiling: What I_q cannot exceed: log N; for a conditional model its mean over the examples, with N those of the
+            same class.
     """
 
     mutual: float
@@ -129,11 +135,12 @@ class Information:
     rate_stderr: float
     n: int
     outer: int
+    ceiling: float
 
     @property
     def saturated(self) -> bool:
-        """Whether I_q is within 1 nat of its ceiling log N, so that it says little but that it is at least that."""
-        return self.mutual > math.log(self.n) - 1
+        """Whether I_q is within 1 nat of its ceiling, so that it says little but that it is at least that."""
+        return self.mutual > self.ceiling - 1
 
 
 @torch.no_grad()
@@ -162,19 +169,25 @@ def information(vae: VAE, source: Source, *, outer: int = 2000, draws: int = 1, 
     """
     _check_information(vae, source, outer, draws)
     device = next(vae.parameters()).device
-    p, posteriors, found = vae.prior(), [], []
+    vae.check_labels(source.labels)
+    posteriors, found = [], []
     for batch in batches(source, torch.arange(len(source)), _BATCH, device):
-        q = vae.encoder(batch.x)
+        one = vae.given(batch.label)
+        q = one.encoder(batch.x)
         posteriors.append(q)
-        found.append(_drawn(q, p, draws))
+        found.append(_drawn(q, one.prior(), draws))
     # Everything is drawn in one pass and picked from afterwards: a source may binarise anew at each.
     picked = torch.randperm(len(source), generator=generator(_OUTER_SEED))[:outer].sort().values.to(device)
     z, log_qz_x, rate = (torch.cat(parts, 1)[:, picked] for parts in zip(*found, strict=True))
     at_once = max(1, chunk // (_BATCH * draws * math.prod(vae.latent_shape)))
-    log_qz = torch.cat([_log_aggregate(posteriors, part) for part in z.split(at_once, 1)], 1)
+    among = _among(vae, source, picked)
+    masks = among.split(at_once) if among is not None else itertools.repeat(None)
+    log_qz = torch.cat([_log_aggregate(posteriors, *part) for part in zip(z.split(at_once, 1), masks, strict=False)], 1)
+    ceiling = math.log(len(source)) if among is None else among.sum(1).log().mean().item()
     mutual, rate = (log_qz_x - log_qz).mean(0), rate.mean(0)
     (info, info_error), (marginal, marginal_error), (mean, error) = map(_mean_and_error, (mutual, rate - mutual, rate))
-    return Information(info, info_error, marginal, marginal_error, mean, error, n=len(source), outer=len(picked))
+    n, outer = len(source), len(picked)
+    return Information(info, info_error, marginal, marginal_error, mean, error, n=n, outer=outer, ceiling=ceiling)
 
 
 def _check_information(vae: VAE, source: Source, outer: int, draws: int) -> None:
@@ -199,11 +212,24 @@ def _drawn(q: Distribution, p: Distribution, draws: int) -> tuple[Tensor, Tensor
     return z, log_qz_x, rate
 
 
-def _log_aggregate(posteriors: list[Distribution], z: Tensor) -> Tensor:
-    """Returns log q(z), float64 `[K, B]`, for z `[K, B, *latent]`."""
+def _among(vae: VAE, source: Source, picked: Tensor) -> Tensor | None:
+    """Returns which examples q(z|c) is a mixture of, for those picked, bool `[outer, N]`; None where it is all."""
+    if not vae.classes or source.labels is None:
+        return None
+    labels = source.labels.to(picked.device)
+    return labels[picked, None] == labels
+
+
+def _log_aggregate(posteriors: list[Distribution], z: Tensor, among: Tensor | None) -> Tensor:
+    """Returns log q(z), float64 `[K, B]`, for z `[K, B, *latent]`, a mixture over those examples `[B, N]`."""
     each = [q.log_prob(z.unsqueeze(2)).double() for q in posteriors]
-    count = sum(log_q.shape[-1] for log_q in each)
-    return torch.stack([log_q.logsumexp(-1) for log_q in each]).logsumexp(0) - math.log(count)
+    sizes = [log_q.shape[-1] for log_q in each]
+    if among is None:
+        count = torch.tensor(float(sum(sizes)), device=z.device)
+    else:
+        count = among.sum(1)
+        each = [log_q.masked_fill(~part, -math.inf) for log_q, part in zip(each, among.split(sizes, 1), strict=True)]
+    return torch.stack([log_q.logsumexp(-1) for log_q in each]).logsumexp(0) - count.double().log()
 
 
 def _mean_and_error(values: Tensor) -> tuple[float, float]:

@@ -269,6 +269,32 @@ class ConvUp(Network):
         return h
 
 
+def beside(shape: tuple[int, ...], num_classes: int, *, planes: bool = False) -> tuple[int, ...]:
+    """Returns the input shape of a network that takes a value and, beside it, a class label.
+
+    Args:
+        shape: The shape of one value.
+        num_classes: C, how many classes there are.
+        planes: The label is C constant planes beside a picture, for convolutions; else a one-hot vector beside the
+            flattened value.
+
+    Raises:
+        UsageError: Planes are asked for beside what is no picture.
+
+    Example:
+        >>> beside((1, 28, 28), 10), beside((1, 28, 28), 10, planes=True)
+        ((794,), (11, 28, 28))
+    """
+    if not planes:
+        return (math.prod(shape) + num_classes,)
+    if len(shape) != 3:
+        raise UsageError(
+            f"A label is made planes beside pictures of shape (channels, height, width); got {tuple(shape)}. Leave "
+            "planes out, and the label is a one-hot vector beside the flattened value."
+        )
+    return (shape[0] + num_classes, *shape[1:])
+
+
 def halvings(picture: tuple[int, ...], times: int) -> list[tuple[int, int]]:
     """Returns the sizes of a picture that is halved, rounding up: itself, then after each halving.
 

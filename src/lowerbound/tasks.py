@@ -2,6 +2,9 @@
 
 All run in evaluation mode without gradients, on the model's own device, and return tensors on the CPU. A picture of
 p(x|z) is its mean unless a draw is asked for.
+
+Of a conditional model, each works on `vae.given(label)`. Where labels are at hand (`encode`), or there is a natural
+choice (`sample`), the model itself will do.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from torch import Tensor
 
 from lowerbound.data import Source, batches, derive_seed
 from lowerbound.errors import UsageError
+from lowerbound.evidence.checks import draw as draw_z
 from lowerbound.model import VAE
 from lowerbound.training import seed_everything
 
@@ -37,12 +41,14 @@ def inference(vae: VAE, seed: int = 0) -> Iterator[torch.device]:
             vae.train(was_training)
 
 
-def sample(vae: VAE, n: int, *, seed: int = 0, draw: bool = False) -> Tensor:
+def sample(vae: VAE, n: int, *, label: int | Tensor | None = None, seed: int = 0, draw: bool = False) -> Tensor:
     """Generates: z ~ p(z), then x from p(x|z).
 
     Args:
         vae: The model.
         n: How many, at least 1.
+        label: Of a conditional model, the class to generate, or one for each example, `[n]`; by default as many of each
+            class as can be, one class after another (`labels_to_sample`).
         seed: Seeds the draws.
         draw: Draw x from p(x|z) instead of taking its mean.
 
@@ -50,16 +56,44 @@ def sample(vae: VAE, n: int, *, seed: int = 0, draw: bool = False) -> Tensor:
         x, `[n, *event]`.
 
     Raises:
-        UsageError: `n` is below 1.
+        UsageError: `n` is below 1, or the model knows no such label, or none at all.
+    """
+    labels = labels_to_sample(vae, n, label)
+    with inference(vae, seed):
+        whole, parts = vae.given(labels), []
+        for start in range(0, n, _BATCH):
+            rows = slice(start, min(start + _BATCH, n))
+            one = whole.part(rows)
+            (z,) = draw_z(one.prior(), 1, rows.stop - start)
+            parts.append(_picture(one, z, draw))
+        return torch.cat(parts)
+
+
+def labels_to_sample(vae: VAE, n: int, label: int | Tensor | None = None) -> Tensor | None:
+    """Returns the label of each of n samples, int64 `[n]`; None for a model that is not conditional.
+
+    Args:
+        vae: The model.
+        n: How many, at least 1.
+        label: The class, or a label for each; by default as many of each class as can be (one more of the first where n
+            cannot be divided), in the order of `vae.classes`.
+
+    Raises:
+        UsageError: `n` is below 1, or the model knows no such label, or none at all.
     """
     if n < 1:
         raise UsageError(f"A sample has at least 1 example; got n={n}.")
-    with inference(vae, seed):
-        parts = []
-        for start in range(0, n, _BATCH):
-            z = vae.prior().sample(torch.Size([min(_BATCH, n - start)]))
-            parts.append(_picture(vae, z, draw))
-        return torch.cat(parts)
+    if not vae.classes:
+        if label is not None:
+            raise _not_conditional(label)
+        return None
+    if label is None:
+        return torch.tensor(vae.classes)[(torch.arange(n) % len(vae.classes)).sort().values]
+    labels = torch.as_tensor(label)
+    vae.check_labels(labels)
+    if labels.shape not in ((), (n,)):
+        raise UsageError(f"{n} samples have one label each, or one for all; got labels of shape {tuple(labels.shape)}.")
+    return labels.expand(n)
 
 
 def reconstruct(vae: VAE, x: Tensor, *, seed: int = 0, draw: bool = False) -> Tensor:
@@ -99,7 +133,7 @@ def encode(
     wanted = torch.arange(len(source)) if index is None else index
     with inference(vae, seed) as device:
         for batch in batches(source, wanted, _BATCH, device):
-            q = vae.encoder(batch.x)
+            q = vae.given(batch.label).encoder(batch.x)
             found = {"loc": q.mean, "scale": q.stddev}
             if draw:
                 found["z"] = q.rsample()
@@ -111,27 +145,67 @@ def encode(
     return encoded
 
 
-def interpolate(vae: VAE, start: Tensor, end: Tensor, steps: int) -> Tensor:
+def interpolate(
+    vae: VAE,
+    start: Tensor,
+    end: Tensor,
+    steps: int,
+    *,
+    label: Tensor | None = None,
+    along: int | None = None,
+) -> Tensor:
     """Decodes the points of a straight line between the codes of two examples.
+
+    A conditional model encodes each end with its own label, and decodes the whole line as one class: between two labels
+    there is none. Where the ends share a class it is theirs, so that the ends come out as reconstructions; else `along`
+    says which, and an end of another class comes out as one of that class in the same style.
 
     Args:
         vae: The model.
         start: One example, `[*event]`.
         end: Another.
         steps: How many points, both ends included; at least 2.
+        label: Of a conditional model, the labels of the two examples, `[2]`; a plain one is told nothing.
+        along: Of a conditional model, the class that the line is decoded as; the ends' own by default.
 
     Returns:
         The decoded points, `[steps, *event]`.
 
     Raises:
-        UsageError: `steps` is below 2.
+        UsageError: `steps` is below 2, the ends are of two classes and `along` is missing, or the model knows no such
+            label, or none at all.
     """
     if steps < 2:
         raise UsageError(f"An interpolation has at least its two ends; got steps={steps}.")
+    line = _line(vae, label, along)
     with inference(vae) as device:
-        loc = vae.encoder(torch.stack([start, end]).to(device)).mean
+        loc = vae.given(label).encoder(torch.stack([start, end]).to(device)).mean
         weight = torch.linspace(0, 1, steps, device=device).reshape(-1, *[1] * (loc.ndim - 1))
-        return _picture(vae, torch.lerp(loc[:1], loc[1:], weight), draw=False)
+        return _picture(line, torch.lerp(loc[:1], loc[1:], weight), draw=False)
+
+
+def _line(vae: VAE, label: Tensor | None, along: int | None) -> VAE:
+    """Returns the model that decodes a line between two examples with these labels."""
+    if not vae.classes:
+        if along is not None:
+            raise _not_conditional(along)
+        return vae
+    vae.check_labels(label)
+    found = [] if label is None else label.tolist()
+    if along is None and len(set(found)) > 1:
+        raise UsageError(
+            f"The two examples are of the classes {' and '.join(map(str, found))}, and between two classes there is no "
+            f"class. Say which the line is to be of (along={found[0]} in Python, --label {found[0]} on the command "
+            "line), or choose examples of one class."
+        )
+    return vae.given(found[0] if along is None else along)
+
+
+def _not_conditional(label: object) -> UsageError:
+    return UsageError(
+        f"The label {label} was asked for, but this model is not conditional: it was told no labels in training, so it "
+        "cannot make examples of one class. Leave the label out, or train one that can (lowerbound train conditional)."
+    )
 
 
 def _picture(vae: VAE, z: Tensor, draw: bool) -> Tensor:

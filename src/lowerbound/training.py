@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lowerbound.data import Data, Source, batches, derive_seed, epoch_order
+from lowerbound.data import Batch, Data, Source, batches, derive_seed, epoch_order
 from lowerbound.errors import DivergedError, UsageError
 from lowerbound.model import VAE
 from lowerbound.objectives import ELBO, Objective, Terms
@@ -310,7 +310,7 @@ def train(
             # Before the batch is decoded: a dynamic binarisation draws too.
             seed_everything(derive_seed(training.seed, 1, state.step), state.device)
             lr = training.lr * training.schedule(progress)
-            terms = _update(state, objective, next(stream).x, lr)
+            terms = _update(state, objective, next(stream), lr)
             state.seconds += time.perf_counter() - began
             progress = _progress(state, batches_an_epoch)
             yield Step(state.step, epoch + 1, place + 1 == batches_an_epoch, progress, terms, lr, state)
@@ -318,11 +318,11 @@ def train(
                 return
 
 
-def _update(state: TrainState, objective: Objective, x: Tensor, lr: float) -> Terms:
+def _update(state: TrainState, objective: Objective, batch: Batch, lr: float) -> Terms:
     training = state.training
     parameters: list[Tensor] = list(state.parameters.values())
     with autocast(training.precision, state.device):
-        terms = objective(state.vae, x, state.step)
+        terms = objective(state.vae.given(batch.label), batch.x, state.step)
     loss = terms.loss.mean()
     # On an accelerator reading the loss would wait for it; there whoever reads the terms finds out.
     if state.device.type == "cpu" and not math.isfinite(loss.item()):
@@ -381,6 +381,7 @@ def check_run(vae: VAE, source: Source, objective: Objective, training: Training
             "Lower --batch-size."
         )
     vae.likelihood.check(source.support)
+    vae.check_labels(source.labels)
     objective.check(vae)
 
 
@@ -463,7 +464,7 @@ def validate(vae: VAE, source: Source, objective: Objective, device: torch.devic
     seed_everything(_VALIDATION_SEED, device)
     with torch.no_grad():
         for batch in batches(source, torch.arange(len(source)), _VALIDATION_BATCH, device):
-            means.add(objective(vae, batch.x))
+            means.add(objective(vae.given(batch.label), batch.x))
     return means.read()
 
 

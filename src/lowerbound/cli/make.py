@@ -19,7 +19,16 @@ if TYPE_CHECKING:
 
 
 def sample(
-    run: Path, /, *, out: Path, n: int = 64, seed: int = 0, draw: bool = False, device: str = "auto", json: bool = False
+    run: Path,
+    /,
+    *,
+    out: Path,
+    n: int = 64,
+    label: int | None = None,
+    seed: int = 0,
+    draw: bool = False,
+    device: str = "auto",
+    json: bool = False,
 ) -> None:
     """Generate examples: z from the prior, x from the decoder.
 
@@ -30,9 +39,12 @@ def sample(
     run
         The run folder.
     out
-        A .png grid, or .npz with the array x.
+        A .png grid, or .npz with the array x (and label, of a conditional model).
     n
         How many.
+    label
+        Of a conditional model, the class to generate; by default as many of each as
+        can be, a row of the grid for each class.
     seed
         Seeds the draws.
     draw
@@ -43,10 +55,16 @@ def sample(
         Print one JSON document.
     """
     _check_suffix(out, (".png", ".npz"))
-    from lowerbound import tasks
+    from lowerbound import figures, tasks
 
     vae = _model(run, device)
-    _write_pictures(out, {"x": tasks.sample(vae, n, seed=seed, draw=draw)})
+    labels = tasks.labels_to_sample(vae, n, label)
+    x = tasks.sample(vae, n, label=labels, seed=seed, draw=draw)
+    if _kind(out) == ".png" and labels is not None and label is None:
+        rows, columns = figures.in_rows([x[labels == k] for k in vae.classes[:n]])
+        figures.save_grid(rows, out, columns)
+    else:
+        _write_pictures(out, {"x": x} if labels is None else {"x": x, "label": labels})
     _report(out, n, "samples", json)
 
 
@@ -103,13 +121,13 @@ def reconstruct(
     saved = open_saved(run, data, data_dir)
     source = saved.data.split(split)
     vae = saved.vae.to(resolve_device(device))
-    x = source.examples(torch.arange(min(n, len(source)))).x
-    made = tasks.reconstruct(vae, x, seed=seed, draw=draw)
+    batch = source.examples(torch.arange(min(n, len(source))))
+    x = batch.x
+    made = tasks.reconstruct(vae.given(batch.label), x, seed=seed, draw=draw)
     if _kind(out) == ".png":
-        columns = min(len(x), 20)
-        rows = [part for pair in zip(x.split(columns), made.split(columns), strict=True) for part in pair]
-        padded = [torch.cat([r, r.new_ones(columns - len(r), *r.shape[1:])]) for r in rows]
-        figures.save_grid(torch.cat(padded), out, columns=columns)
+        rows = [part for pair in zip(x.split(20), made.split(20), strict=True) for part in pair]
+        padded, columns = figures.in_rows(rows)
+        figures.save_grid(padded, out, columns)
     else:
         _write_pictures(out, {"x": x, "reconstruction": made})
     _report(out, len(x), "reconstructions", json)
@@ -175,6 +193,7 @@ def interpolate(
     from_: int = 0,
     to: int = 1,
     steps: int = 11,
+    label: int | None = None,
     data: str | None = None,
     split: str = "test",
     data_dir: Path | None = None,
@@ -197,6 +216,9 @@ def interpolate(
         The last example's place.
     steps
         Pictures, both ends included.
+    label
+        Of a conditional model, the class that the whole line is decoded as; needed
+        where the two examples are of different classes.
     data
         Another source than the run's own.
     split
@@ -222,8 +244,9 @@ def interpolate(
             raise UsageError(
                 f"{name} should be from 0 to {len(source) - 1:,}, a place in the {split} split; got {place}."
             )
-    ends = source.examples(torch.tensor([from_, to])).x
-    made = tasks.interpolate(saved.vae.to(resolve_device(device)), ends[0], ends[1], steps)
+    ends = source.examples(torch.tensor([from_, to]))
+    vae = saved.vae.to(resolve_device(device))
+    made = tasks.interpolate(vae, ends.x[0], ends.x[1], steps, label=ends.label, along=label)
     if _kind(out) == ".png":
         figures.save_grid(made, out, columns=len(made))
     else:

@@ -12,6 +12,7 @@ has no closed form. There are several ways to it, and none is best everywhere:
 | `annealed_evidence` | a lower bound by annealing, tighter with more temperatures | time |
 | `bidirectional` | how far annealing is from the truth | data simulated from the model |
 | `quadrature_evidence` | log p(x) and p(z\|x) themselves | 1 or 2 latent components |
+| `class_evidence` | log p(x) and p(c\|x) of a conditional model | time for each class |
 | `posterior_gap` | log p(x) - ELBO, split into what the family of q and what the encoder falls short of | time |
 
 k-hat says when importance weighting is not enough: above 0.7 try a defensive proposal, then annealing.
@@ -19,6 +20,7 @@ k-hat says when importance weighting is not enough: above 0.7 try a defensive pr
 
 from lowerbound.evidence.annealed import AnnealedEvidence, Annealing, Start, annealed_evidence
 from lowerbound.evidence.bidirectional import Bidirectional, bidirectional
+from lowerbound.evidence.classes import ClassEvidence, class_evidence
 from lowerbound.evidence.gap import Gap, Refinement, posterior_gap
 from lowerbound.evidence.importance import KHAT_LIMIT, Evidence, Sweep, log_evidence, sweep
 from lowerbound.evidence.proposals import Defensive
@@ -30,6 +32,7 @@ __all__ = [
     "AnnealedEvidence",
     "Annealing",
     "Bidirectional",
+    "ClassEvidence",
     "Defensive",
     "Evidence",
     "Gap",
@@ -39,6 +42,7 @@ __all__ = [
     "Sweep",
     "annealed_evidence",
     "bidirectional",
+    "class_evidence",
     "log_evidence",
     "pareto_shape",
     "posterior_gap",

@@ -39,7 +39,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from lowerbound.errors import UsageError
-from lowerbound.evidence.checks import CHUNK, check_density, check_examples, draw
+from lowerbound.evidence.checks import CHUNK, check_density, check_examples, draw, parts
 from lowerbound.evidence.streams import LogSums
 from lowerbound.model import VAE
 
@@ -148,13 +148,13 @@ def annealed_evidence(
     annealing = Annealing() if annealing is None else annealing
     check_examples(x)
     betas = annealing.schedule()
-    parts = []
-    for part in x.split(max(1, chunk // max(annealing.chains, annealing.pilot_chains))):
-        path = Path.of(vae, part, annealing.start)
+    found = []
+    for one, some in parts(vae, x, max(1, chunk // max(annealing.chains, annealing.pilot_chains))):
+        path = Path.of(one, some, annealing.start)
         steps = tuned_steps(path, annealing)
         log_w, acceptance = anneal(path, path.at(path.draw(annealing.chains)), betas, steps, annealing.leapfrog)
-        parts.append(summary(log_w, acceptance, annealing))
-    return joined(parts)
+        found.append(summary(log_w, acceptance, annealing))
+    return joined(found)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from lowerbound.errors import UsageError
 from lowerbound.evidence.annealed import AnnealedEvidence, Annealing, Path, anneal, joined, summary, tuned_steps
-from lowerbound.evidence.checks import CHUNK
+from lowerbound.evidence.checks import CHUNK, draw
 from lowerbound.model import VAE
 
 
@@ -93,14 +93,15 @@ def bidirectional(vae: VAE, n: int, annealing: Annealing | None = None, *, chunk
     if n < 1:
         raise UsageError(f"Bidirectional Monte Carlo needs at least 1 simulated example; got n={n}. Ask for 20 or so.")
     annealing = Annealing() if annealing is None else annealing
-    part = max(1, chunk // max(annealing.chains, annealing.pilot_chains))
-    done = [_sandwich(vae, min(part, n - start), annealing) for start in range(0, n, part)]
+    size = max(1, chunk // max(annealing.chains, annealing.pilot_chains))
+    rows = [slice(start, min(start + size, n)) for start in range(0, n, size)]
+    done = [_sandwich(vae.part(some), some.stop - some.start, annealing) for some in rows]
     xs, forward, backward = zip(*done, strict=True)
     return Bidirectional(torch.cat(xs), joined(forward), joined(backward))
 
 
 def _sandwich(vae: VAE, n: int, annealing: Annealing) -> tuple[Tensor, AnnealedEvidence, AnnealedEvidence]:
-    z = vae.prior().sample(torch.Size([n]))
+    (z,) = draw(vae.prior(), 1, n)
     x = vae.decoder(z).sample()
     path, betas = Path.of(vae, x, annealing.start), annealing.schedule()
     steps = tuned_steps(path, annealing)

@@ -42,6 +42,13 @@ def check_density(vae: VAE, purpose: str) -> None:
         )
 
 
+def parts(vae: VAE, x: Tensor, size: int) -> Iterator[tuple[VAE, Tensor]]:
+    """Yields at most `size` examples at a time, with the model for them."""
+    for start in range(0, len(x), size):
+        rows = slice(start, start + size)
+        yield vae.part(rows), x[rows]
+
+
 def draw(distribution: Distribution, draws: int, examples: int) -> Tensor:
     """Draws z, `[draws, examples, *latent]`, whether there is one distribution for all examples or one for each."""
     z: Tensor = distribution.sample((draws,) if distribution.batch_shape else (draws, examples))

@@ -39,7 +39,7 @@ from torch.distributions import Distribution, MultivariateNormal
 
 from lowerbound.distributions import DiagonalNormal, analytic_kl
 from lowerbound.errors import UsageError
-from lowerbound.evidence.checks import CHUNK, check_density, check_examples
+from lowerbound.evidence.checks import CHUNK, check_density, check_examples, parts
 from lowerbound.evidence.proposals import Defensive, Mixture
 from lowerbound.evidence.streams import Tail
 from lowerbound.model import VAE
@@ -156,8 +156,9 @@ def posterior_gap(
         )
     check_examples(x)
     check_density(vae, "has no gap to log p(x)")
-    parts = [_gap(vae, part, num_samples, refinement, chunk) for part in x.split(max(1, chunk // refinement.draws))]
-    return Gap(**{f.name: torch.cat([getattr(part, f.name) for part in parts]) for f in fields(Gap)})
+    size = max(1, chunk // refinement.draws)
+    found = [_gap(one, some, num_samples, refinement, chunk) for one, some in parts(vae, x, size)]
+    return Gap(**{f.name: torch.cat([getattr(gap, f.name) for gap in found]) for f in fields(Gap)})
 
 
 def free(q: Distribution) -> tuple[Sequence[Tensor], Rebuild]:

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from lowerbound.errors import UsageError
-from lowerbound.evidence.checks import CHUNK, check_density, check_draws, check_examples, passes
+from lowerbound.evidence.checks import CHUNK, check_density, check_draws, check_examples, parts, passes
 from lowerbound.evidence.proposals import Defensive, Mixture
 from lowerbound.evidence.streams import LogSums, Moments, Tail, pooled, stratified_stderr
 from lowerbound.model import VAE, Trace
@@ -204,9 +204,9 @@ def sweep(
     check_density(vae, "cannot propose draws to weigh")
     means, variances = [Moments() for _ in ks], [torch.zeros((), dtype=torch.float64) for _ in ks]
     for batch in [examples] if isinstance(examples, Tensor) else examples:
-        for x in batch.split(max(1, min(_EXAMPLES, chunk))) if len(batch) else ():
+        for one, x in parts(vae, batch, max(1, min(_EXAMPLES, chunk))):
             levels = [_Level(k) for k in ks]
-            for _, trace, _ in _plain(vae, x, max(ks), chunk):
+            for _, trace, _ in _plain(one, x, max(ks), chunk):
                 log_w = trace.log_w
                 for level in levels:
                     level.add(log_w)

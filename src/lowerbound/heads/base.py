@@ -76,7 +76,7 @@ class Conditional(nn.Module):
         head: Features to a distribution.
 
     Raises:
-        UsageError: The head does not take what the network gives.
+        UsageError: The head does not take what the network gives; on a call, the network does not take the condition.
     """
 
     def __init__(self, network: Network, head: Head) -> None:
@@ -91,6 +91,12 @@ class Conditional(nn.Module):
 
     def forward(self, condition: Tensor) -> Distribution:
         batch = condition.shape[: condition.ndim - len(self.network.in_shape)]
+        if condition.shape[len(batch) :] != self.network.in_shape:
+            raise UsageError(
+                f"This network takes {self.network.in_shape}, with any batch shape before it; got a tensor of shape "
+                f"{tuple(condition.shape)}. The parts of a ConditionalVAE take a label besides: use those of "
+                "vae.given(label)."
+            )
         features = self.network(condition.reshape(-1, *self.network.in_shape))
         distribution: Distribution = self.head(features, batch)
         return distribution

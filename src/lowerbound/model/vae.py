@@ -28,6 +28,9 @@ class VAE(nn.Module):
     Raises:
         UsageError: The parts do not fit each other.
 
+    Attributes:
+        classes: The labels that it must be told one of (`lowerbound.model.ConditionalVAE`); none for a plain model.
+
     Example:
         >>> import torch
         >>> from lowerbound import heads, nn, priors
@@ -42,25 +45,51 @@ class VAE(nn.Module):
         (torch.Size([5, 8, 2]), torch.Size([5, 8]))
     """
 
+    classes: tuple[int, ...] = ()
+
     def __init__(self, encoder: Conditional, decoder: Conditional, prior: Prior) -> None:
         super().__init__()
         latent = encoder.head.event_shape
-        if not latent == decoder.network.in_shape == prior.event_shape:
+        if not (latent == prior.event_shape and self._takes(decoder.network.in_shape, latent)):
             raise UsageError(
                 f"Encoder, decoder and prior must agree on the shape of z, but the encoder gives {latent}, the decoder "
                 f"takes {decoder.network.in_shape} and the prior is over {prior.event_shape}."
             )
-        if encoder.network.in_shape != decoder.head.event_shape:
+        if not self._takes(encoder.network.in_shape, decoder.head.event_shape):
             raise UsageError(
                 f"The encoder takes x of shape {encoder.network.in_shape}, but the decoder gives x of shape "
                 f"{decoder.head.event_shape}; they must be the same."
             )
         if not isinstance(decoder.head, Likelihood):
             raise UsageError(f"A decoder ends in a likelihood head, not in {type(decoder.head).__name__}.")
+        if prior.num_classes not in (0, len(self.classes)):
+            raise UsageError(
+                f"The prior tells {prior.num_classes} classes apart, and the model {len(self.classes)}. Give a "
+                "ConditionalVAE a prior with as many classes as it has, and a VAE one without."
+            )
         self.encoder = encoder
         self.decoder = decoder
         self.prior = prior
         prior.bind(encoder)
+
+    def _takes(self, in_shape: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+        """Whether a network with that `in_shape` takes values of that shape."""
+        return in_shape == shape
+
+    def given(self, label: Tensor | int | None) -> VAE:
+        """Returns the model of x given labels, for a batch that has them; a plain model is told nothing: itself."""
+        return self
+
+    def part(self, rows: slice) -> VAE:
+        """Returns the model for those examples of the batch that it was given labels of; a plain model: itself."""
+        return self
+
+    def check_labels(self, labels: Tensor | None) -> None:
+        """Raises `UsageError` for labels, `[N]` or none, that a conditional model does not know."""
+
+    def notes(self) -> list[str]:
+        """Returns what a reader of this model's numbers must know, in words."""
+        return []
 
     @property
     def event_shape(self) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
-from torch import nn
+from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from lowerbound.heads import Conditional
@@ -18,13 +18,24 @@ class Prior(nn.Module, ABC):
 
     Attributes:
         event_shape: The shape of one z.
+        num_classes: How many classes it tells apart; 0 where p(z) does not depend on a class.
     """
 
     event_shape: tuple[int, ...]
+    num_classes: int = 0
 
     @abstractmethod
     def forward(self) -> Distribution:
         """Returns p(z), with an empty batch shape."""
+
+    def given(self, index: Tensor) -> Distribution:
+        """Returns p(z|c); p(z) itself for a prior that does not depend on a class.
+
+        Args:
+            index: The classes by their place among the model's, int64 `[B]` or `[]`.
+        """
+        distribution: Distribution = self()
+        return distribution
 
     def bind(self, encoder: Conditional) -> None:
         """Is told which encoder the prior is composed with; most priors do not care.

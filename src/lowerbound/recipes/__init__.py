@@ -33,6 +33,7 @@ from lowerbound.recipes.family import (
     vamp,
     wae,
 )
+from lowerbound.recipes.labelled import conditional
 from lowerbound.recipes.layered import ladder
 
 _FUNCTIONS = (
@@ -40,6 +41,7 @@ _FUNCTIONS = (
     autoencoder,
     mlp,
     conv,
+    conditional,
     beta,
     tc,
     wae,
