@@ -13,7 +13,7 @@ SOURCE = Path(lowerbound.__file__).parent
 # Top to bottom: a module imports only what stands above it.
 LAYERS = (
     "errors", "spec", "data", "nn", "distributions", "discrete", "flows", "heads", "priors", "model", "objectives",
-    "training",
+    "optimisers", "training",
     "evidence", "metrics", "tasks", "evaluation", "recipes", "checkpoint", "figures", "trackers", "experiment", "cli",
 )  # fmt: skip
 

@@ -33,6 +33,7 @@ from lowerbound.data import Batch, Data, Source, batches, derive_seed, epoch_ord
 from lowerbound.errors import DivergedError, UsageError
 from lowerbound.model import VAE
 from lowerbound.objectives import ELBO, Objective, Terms
+from lowerbound.optimisers import Adam, Optimiser
 
 _VALIDATION_SEED = 20_140_410
 _VALIDATION_BATCH = 500
@@ -103,8 +104,8 @@ class Training:
         epochs: Passes over the training examples; None for no limit but `minutes`.
         minutes: Time spent on updates (validation and saving are not counted); None for no limit but `epochs`.
         batch_size: Examples an update.
-        lr: The learning rate of Adam (AdamW when there is weight decay).
-        betas: Adam's decay rates.
+        lr: The learning rate.
+        betas: The decay rates of the gradient's mean and mean square.
         weight_decay: Decoupled weight decay.
         schedule: The learning rate's factor over the budget.
         clip: The gradient's norm is cut to this; None to leave it.
@@ -113,6 +114,7 @@ class Training:
         patience: Stop after so many epochs without a better validation loss, and keep the best weights; None to train
             through.
         precision: The networks' arithmetic.
+        optimiser: What an update makes of a gradient.
         seed: Determines the initial weights, the order and the noise.
 
     Raises:
@@ -130,6 +132,7 @@ class Training:
     average: float | None = None
     patience: int | None = None
     precision: Precision = Precision.AUTO
+    optimiser: Optimiser = field(default_factory=Adam)
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -172,12 +175,12 @@ class TrainState:
         self.step = 0
         self.seconds = 0.0
         self.parameters = {name: p for name, p in vae.named_parameters() if p.requires_grad}
-        self.optimiser = torch.optim.AdamW(
+        self.optimiser = training.optimiser.build(
             self.parameters.values(),
-            lr=training.lr,
-            betas=training.betas,
-            weight_decay=training.weight_decay,
-            fused=self.device.type in ("cpu", "cuda"),
+            training.lr,
+            training.betas,
+            training.weight_decay,
+            torch.bfloat16 if resolve_precision(training.precision, self.device) is Precision.BF16 else torch.float32,
         )
         self.average: dict[str, Tensor] | None = None
         if training.average is not None:
@@ -557,12 +560,17 @@ def resolve_device(name: str) -> torch.device:
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
-    """Returns the context in which networks run; `AUTO` takes bf16 where the processor multiplies it natively."""
-    if precision is Precision.AUTO:
-        precision = Precision.BF16 if has_bf16(device) else Precision.FP32
-    if precision is Precision.FP32:
+    """Returns the context in which networks run in that precision."""
+    if resolve_precision(precision, device) is Precision.FP32:
         return nullcontext()
     return torch.autocast(device.type, torch.bfloat16)
+
+
+def resolve_precision(precision: Precision, device: torch.device) -> Precision:
+    """Returns what `AUTO` means on a device: bf16 where its processor multiplies that natively."""
+    if precision is not Precision.AUTO:
+        return precision
+    return Precision.BF16 if has_bf16(device) else Precision.FP32
 
 
 def has_bf16(device: torch.device) -> bool:
