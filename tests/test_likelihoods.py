@@ -1,6 +1,5 @@
 """Likelihoods: probabilities sum to one, densities integrate to one, and each head knows the data it is for."""
 
-import functools
 import itertools
 import math
 
@@ -8,6 +7,7 @@ import mpmath
 import pytest
 import torch
 from oracle import Identity
+from parts import LIKELIHOODS
 from scipy import stats
 from torch.distributions import Categorical as TorchCategorical
 from torch.distributions import NegativeBinomial as TorchNegativeBinomial
@@ -242,30 +242,7 @@ def test_drawn_counts_follow_their_probabilities(p):
 # heads
 
 
-MAKERS = {
-    "bernoulli": heads.Bernoulli,
-    "continuous-bernoulli": heads.ContinuousBernoulli,
-    "normal": heads.Normal,
-    "normal-fixed": functools.partial(heads.Normal, scale=0.1),
-    "normal-per-dimension": heads.NormalPerDimension,
-    "normal-heteroscedastic": heads.HeteroscedasticNormal,
-    "normal-calibrated": functools.partial(heads.CalibratedNormal, decay=0.5),
-    "discretised-logistic": heads.DiscretisedLogistic,
-    "mixture": functools.partial(heads.DiscretisedLogisticMixture, num_components=4),
-    "categorical": heads.Categorical,
-    "categorical-17": functools.partial(heads.Categorical, num_levels=17),
-    "categorical-2": functools.partial(heads.Categorical, num_levels=2),
-    "poisson": heads.Poisson,
-    "negative-binomial": heads.NegativeBinomial,
-}
-
-
-def test_every_likelihood_head_is_tested_here():
-    public = {h for h in vars(heads).values() if isinstance(h, type) and issubclass(h, heads.Likelihood)}
-    assert {type(make((3,), (2,))) for make in MAKERS.values()} == public - {heads.Likelihood}
-
-
-@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+@pytest.mark.parametrize("make", LIKELIHOODS.values(), ids=LIKELIHOODS)
 def test_a_head_is_built_again_from_its_description(make):
     head = make((3,), (1, 2, 2))
     tree = spec.describe(head)
@@ -278,7 +255,7 @@ def test_a_head_is_built_again_from_its_description(make):
 
 
 @pytest.mark.parametrize("support", Support)
-@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+@pytest.mark.parametrize("make", LIKELIHOODS.values(), ids=LIKELIHOODS)
 def test_on_every_support_a_head_is_exact_or_says_why_not_or_names_heads_that_are(make, support):
     head = make((3,), (2,))
     assert not head.exact & set(head.relaxed)
@@ -303,25 +280,25 @@ def test_on_every_support_a_head_is_exact_or_says_why_not_or_names_heads_that_ar
 
 
 def test_what_is_accepted_where_is_what_was_decided():
-    found = {name: sorted(s.value for s in make((3,), (2,)).exact) for name, make in MAKERS.items()}
+    found = {name: sorted(s.value for s in make((3,), (2,)).exact) for name, make in LIKELIHOODS.items()}
     density = ["eight-bit", "real", "unit-interval"]
     assert found == {
         "bernoulli": ["binary"],
         "continuous-bernoulli": ["eight-bit", "unit-interval"],
-        **{name: density for name in MAKERS if name.startswith("normal")},
+        **{name: density for name in LIKELIHOODS if name.startswith("normal")},
         **{name: ["eight-bit"] for name in ("discretised-logistic", "mixture", "categorical")},
         "categorical-17": [],
         "categorical-2": ["binary"],
         **{name: ["count"] for name in ("poisson", "negative-binomial")},
     }
-    for name, make in MAKERS.items():
+    for name, make in LIKELIHOODS.items():
         head = make((3,), (2,))
         is_density = not isinstance(head.forward(torch.zeros(1, 3), torch.Size([1])), discrete._Independent)
         has_remark = Support.EIGHT_BIT in {**head.caveats, **head.relaxed}
         assert (is_density and Support.EIGHT_BIT in {*head.exact, *head.relaxed}) == has_remark, name
 
 
-@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+@pytest.mark.parametrize("make", LIKELIHOODS.values(), ids=LIKELIHOODS)
 @pytest.mark.parametrize("event", [(6,), (3, 2, 2)])
 def test_every_head_starts_near_any_mean_even_one_at_an_end(make, event):
     head = make((4,), event)
@@ -336,7 +313,7 @@ def test_every_head_starts_near_any_mean_even_one_at_an_end(make, event):
 
 def test_on_a_picture_every_channel_starts_at_its_own_mean():
     mean = torch.rand(3, 4, 4, generator=generator(0))
-    for make in MAKERS.values():
+    for make in LIKELIHOODS.values():
         head = make((5, 4, 4), (3, 4, 4))
         assert head.on_picture
         head.start_at(mean)
@@ -362,7 +339,7 @@ def value_for(head, count=6):
 
 @pytest.mark.parametrize("precision", [Precision.FP32, Precision.BF16])
 @pytest.mark.parametrize("size", [1.0, 1e3, 1e6])
-@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+@pytest.mark.parametrize("make", LIKELIHOODS.values(), ids=LIKELIHOODS)
 def test_extreme_features_leave_everything_finite(make, size, precision):
     head = make((4,), (5,))
     features = (size * torch.randn(6, 4, generator=generator(2))).requires_grad_()
@@ -378,7 +355,7 @@ def test_extreme_features_leave_everything_finite(make, size, precision):
     assert torch.isfinite(p.sample()).all()
 
 
-@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+@pytest.mark.parametrize("make", LIKELIHOODS.values(), ids=LIKELIHOODS)
 def test_gradients_are_those_of_finite_differences(make):
     head = make((2,), (3,)).double().eval()
     x = value_for(head).double()[:2]

@@ -9,7 +9,7 @@ import torch
 from oracle import linear_gaussian
 from torch.distributions import MultivariateNormal
 
-from lowerbound import heads, nn
+from lowerbound import distributions, heads, nn
 from lowerbound.data import generator
 from lowerbound.distributions import DiagonalNormal
 from lowerbound.errors import UsageError
@@ -528,6 +528,16 @@ def test_the_dip_penalty_of_full_covariances_is_that_of_their_draws():
     off = (covariance - torch.diag(covariance.diagonal())).square().sum()
     expected = 5 * off + 2 * (covariance.diagonal() - 1).square().sum()
     torch.testing.assert_close(DIPVAE(DIPKind.CODES, 5.0, 2.0).penalty(q), expected, atol=0.05, rtol=0.01)
+
+
+def test_the_dip_penalty_of_the_packages_full_normal_is_that_of_torchs():
+    draws = torch.randn(2, 5, 3, 3, generator=generator(0), dtype=torch.float64)
+    loc, tril = draws[0, ..., 0], draws[1].tril(-1) + torch.diag_embed(draws[1].diagonal(dim1=1, dim2=2).exp())
+    for kind in DIPKind:
+        penalty = DIPVAE(kind, 5.0, 2.0).penalty
+        torch.testing.assert_close(
+            penalty(distributions.FullNormal(loc, tril)), penalty(MultivariateNormal(loc, scale_tril=tril))
+        )
 
 
 # Discrepancies.
