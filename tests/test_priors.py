@@ -9,6 +9,7 @@ import pytest
 import torch
 from parts import EVENT, LATENT, POSTERIORS, PRIORS, build, scramble
 
+import lowerbound as lb
 from lowerbound import flows, heads, nn
 from lowerbound.data import ArraySource, Support, generator
 from lowerbound.distributions import Delta, DiagonalNormal, FullNormal, Mixture, analytic_kl
@@ -33,6 +34,9 @@ def learned(name: str, latent: int) -> Prior:
     return scramble(build(prior=name, latent=latent)).double().eval().prior
 
 
+@pytest.mark.verifies(
+    lb.priors.FlowPrior, lb.priors.MixtureOfNormals, lb.priors.StandardNormal, lb.priors.VampPrior, against="quadrature"
+)
 @pytest.mark.parametrize("name", PRIORS)
 @torch.no_grad()
 def test_priors_integrate_to_one_and_are_sampled_from(name):
@@ -118,6 +122,7 @@ def test_where_there_is_no_closed_form_for_the_kl_there_is_none():
 # ---- the mixture of posteriors
 
 
+@pytest.mark.verifies(lb.priors.VampPrior, against="definition")
 @pytest.mark.parametrize("posterior", ["diagonal", "full", "maf", "real-nvp"])
 def test_the_vamp_prior_is_the_mixture_of_its_encoders_posteriors(posterior):
     vae = scramble(build(posterior, "vamp")).double().eval()
@@ -209,6 +214,9 @@ def test_priors_that_cannot_be_are_refused():
 # ---- in a VAE (what every combination keeps is in test_grid.py)
 
 
+@pytest.mark.verifies(
+    lb.heads.DiagonalNormal, lb.heads.FlowedNormal, lb.heads.FullNormal, lb.evidence.log_evidence, against="quadrature"
+)
 @pytest.mark.parametrize(("posterior", "prior"), GRID)
 @torch.no_grad()
 def test_the_bound_holds_against_quadrature(posterior, prior):
