@@ -160,10 +160,8 @@ def page(verified: dict[str, dict[tuple[str, str], str]], papers: dict[str, list
         raise SystemExit(f"Said to be verified, but no public part of a section: {', '.join(strangers)}.")
     if words := sorted({a for tests in verified.values() for a in tests.values()} - set(EXACT)):
         raise SystemExit(f"Unknown words for what a part is held against: {', '.join(words)}; see EXACT.")
-    exact = sum(part in verified for part in known)
-    counted = (
-        f"Of {len(known)} parts, {exact} are held against an exact answer, {len(papers)} against a paper's number."
-    )
+    counted = f"Of {len(known)} parts, {len(verified)} are held against an exact answer"
+    counted += f" and {len(papers)} against a paper's number."
     words_table = "\n".join(f"| {word} | {meaning} |" for word, meaning in EXACT.items())
     text = f"{INTRODUCTION}{counted}\n\n| held against | which is |\n|---|---|\n{words_table}\n"
     for title, parts in sections.items():
