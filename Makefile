@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench docs-figures clean
+.PHONY: demo test lint bench verification docs-figures clean
 
 demo: $(STAMP)
 	$(BIN)/lowerbound train mlp --data mnist-5k --epochs 80 --out runs/demo --overwrite
@@ -22,6 +22,9 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	GOMP_SPINCOUNT=10000 $(BIN)/python benchmarks/throughput.py
+
+verification: $(STAMP)
+	$(BIN)/python tests/verification.py
 
 clean:
 	rm -rf $(VENV) runs

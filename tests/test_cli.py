@@ -162,17 +162,15 @@ def test_evaluate_prints_a_table_with_the_same_numbers_for_people(small: Path) -
     assert "Note: x is binarised" in words
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_every_recipe_trains_and_is_evaluated(recipe: str, tmp_path: Path) -> None:
+# Every recipe is trained in test_recipes.py; these say different things of their numbers.
+@pytest.mark.parametrize("recipe", ["autoencoder", "tutorial", "conv"])
+def test_a_recipe_trains_and_is_evaluated_by_commands(recipe: str, tmp_path: Path) -> None:
     width = {"channels": 4, "features": 16} if recipe == "conv" else {"width": 16}
     path = tmp_path / "run"
-    latent = "latent_dims" if recipe == "ladder" else "latent_dim"
-    options = {"epochs": 1, latent: 3, "device": "cpu", **width}
-    # A probability of each of 256 levels needs values that have them.
-    data = "mnist-5k" if recipe == "logistic" else "digits"
+    options = {"epochs": 1, "latent_dim": 3, "device": "cpu", **width}
     succeed(
         call(
-            *("train", recipe, "--data", data, "--out", path, "--json"),
+            *("train", recipe, "--data", "digits", "--out", path, "--json"),
             *(part for k, v in options.items() for part in (f"--{k.replace('_', '-')}", v)),
         )
     )

@@ -8,11 +8,13 @@ from torch.distributions import Bernoulli as TorchBernoulli
 from torch.distributions import ContinuousBernoulli as TorchContinuousBernoulli
 from torch.distributions import Independent, Normal, kl_divergence
 
+import lowerbound as lb
 from lowerbound.distributions import Bernoulli, ContinuousBernoulli, Delta, DiagonalNormal, analytic_kl
 
 LOGITS = torch.tensor([-300.0, -20.0, -1.0, -0.05, -1e-6, 0.0, 1e-4, 0.2, 3.0, 50.0], dtype=torch.float64)
 
 
+@pytest.mark.verifies(lb.heads.ContinuousBernoulli, against="quadrature")
 def test_the_continuous_bernoulli_integrates_to_one():
     x = torch.linspace(0, 1, 200_001, dtype=torch.float64)[:, None]
     density = ContinuousBernoulli(LOGITS, event_ndim=0).log_prob(x).exp()
@@ -31,6 +33,7 @@ def test_the_continuous_bernoullis_mean_is_that_of_its_density_and_of_its_sample
     assert (error.abs() < 4.5).all()
 
 
+@pytest.mark.verifies(lb.heads.ContinuousBernoulli, against="torch")
 def test_the_continuous_bernoulli_agrees_with_torchs_where_that_one_does_not_clamp():
     logits = torch.tensor([-4.0, -1.0, 0.5, 3.0], dtype=torch.float64)
     x = torch.tensor([[0.0], [0.3], [1.0]], dtype=torch.float64)
@@ -46,6 +49,7 @@ def test_the_log_normaliser_has_no_seam_where_the_series_takes_over():
     torch.testing.assert_close(values, exact, atol=1e-8, rtol=0)
 
 
+@pytest.mark.verifies(lb.heads.Bernoulli, against="enumeration")
 def test_bernoulli_probabilities_sum_to_one_and_equal_torchs():
     logits = torch.randn(4, 3, dtype=torch.float64)
     every_x = torch.cartesian_prod(*[torch.tensor([0.0, 1.0], dtype=torch.float64)] * 3)[:, None]
@@ -62,6 +66,7 @@ def test_bernoulli_samples_follow_the_mean():
     assert (draws.mean(0) - p.mean).abs().max() < 0.01
 
 
+@pytest.mark.verifies(lb.heads.DiagonalNormal, against="torch")
 def test_the_diagonal_normal_is_torchs_independent_normal():
     loc, log_scale = torch.randn(3, 4, dtype=torch.float64), torch.randn(3, 4, dtype=torch.float64)
     mine, theirs = DiagonalNormal(loc, log_scale), Independent(Normal(loc, log_scale.exp()), 1)
@@ -95,6 +100,7 @@ def test_rsample_is_differentiable_and_has_the_moments_it_should():
     torch.testing.assert_close(by_scale, 2 * (2 * log_scale).exp(), atol=0.2, rtol=0)
 
 
+@pytest.mark.verifies(lb.heads.Delta, against="definition")
 def test_a_point_has_no_density_and_says_so():
     point = Delta(torch.ones(3, 2))
     assert torch.equal(point.rsample((4,)), torch.ones(4, 3, 2))

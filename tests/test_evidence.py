@@ -9,6 +9,7 @@ from oracle import Identity, linear_gaussian
 from torch import nn
 from torch.distributions import MultivariateNormal, kl_divergence
 
+import lowerbound as lb
 from lowerbound import heads, spec
 from lowerbound.data import ArraySource, Support, generator
 from lowerbound.errors import UsageError
@@ -72,6 +73,7 @@ def best_diagonal_gap(oracle) -> torch.Tensor:
     return 0.5 * (precision.diagonal().log().sum() - precision.logdet())
 
 
+@pytest.mark.verifies(lb.evidence.annealed_evidence, lb.evidence.log_evidence, against="linear-Gaussian oracle")
 @pytest.mark.parametrize(
     ("measure", "allowed"),
     [
@@ -168,6 +170,7 @@ def test_the_bounds_own_error_is_the_size_of_its_error():
     assert 0.8 < error.square().mean() < 1.3
 
 
+@pytest.mark.verifies(lb.evidence.sweep, against="linear-Gaussian oracle")
 def test_a_sweep_rises_from_the_elbo_to_the_evidence_and_knows_its_error():
     oracle = linear_gaussian(3, examples=60)
     torch.manual_seed(0)
@@ -224,6 +227,7 @@ def test_memory_grows_neither_with_the_draws_nor_with_the_examples():
     assert peak(lambda: quadrature_evidence(vae, x[:10], points=21, chunk=200)) == 200
 
 
+@pytest.mark.verifies(lb.evidence.bidirectional, against="linear-Gaussian oracle")
 @pytest.mark.parametrize("start", Start)
 def test_bidirectional_monte_carlo_holds_the_exact_value_and_narrows(start):
     oracle = linear_gaussian(0)
@@ -283,6 +287,7 @@ def test_annealing_asks_nothing_of_a_posterior_that_is_a_point():
             measure()
 
 
+@pytest.mark.verifies(lb.evidence.quadrature_evidence, against="linear-Gaussian oracle")
 @pytest.mark.parametrize("latent", [1, 2])
 @pytest.mark.parametrize("noise", [0.5, 0.01])
 def test_quadrature_is_exact(latent, noise):
@@ -296,6 +301,7 @@ def test_quadrature_is_exact(latent, noise):
         assert (found.border < 1e-6).all()
 
 
+@pytest.mark.verifies(lb.evidence.quadrature_evidence, against="linear-Gaussian oracle")
 @pytest.mark.parametrize("latent", [1, 2])
 def test_the_posterior_on_the_grid_is_the_exact_one(latent):
     oracle = linear_gaussian(4, latent=latent)
@@ -334,6 +340,7 @@ def test_with_the_exact_posterior_there_is_no_gap():
     torch.testing.assert_close(gap.log_px, oracle.log_px(), atol=1e-3, rtol=0)
 
 
+@pytest.mark.verifies(lb.evidence.posterior_gap, against="linear-Gaussian oracle")
 @pytest.mark.parametrize("seed", [0, 4, 5])
 def test_the_gaps_parts_are_the_closed_forms(seed):
     """A diagonal family and a correlated posterior: the approximation gap is the best diagonal normal's KL."""
@@ -366,6 +373,7 @@ def test_the_best_of_the_family_is_never_worse_than_the_encoders_q():
     assert (gap.amortisation_stderr == 0).all()
 
 
+@pytest.mark.verifies(lb.evidence.posterior_gap, against="linear-Gaussian oracle")
 def test_a_full_covariance_family_has_no_approximation_gap():
     oracle = with_full_q(linear_gaussian(5, examples=10), off=0.4)
     torch.manual_seed(0)
@@ -438,6 +446,7 @@ def gaussian_source(seed: int, count: int):
     return oracle.vae.float(), source, information.item(), marginal.item()
 
 
+@pytest.mark.verifies(lb.metrics.information, against="linear-Gaussian oracle")
 def test_the_rate_splits_into_information_and_marginal_kl():
     for seed in (0, 1):
         vae, source, mutual, marginal = gaussian_source(seed, 6000)
@@ -473,6 +482,7 @@ def test_the_information_does_not_depend_on_how_the_matrix_is_cut():
     assert (found[0].n, found[0].outer) == (700, 100)
 
 
+@pytest.mark.verifies(lb.metrics.rate_per_dimension, against="torch")
 def test_the_rates_of_the_components_add_up_to_the_rate():
     oracle = linear_gaussian(0, latent=3)
     q, p = oracle.vae.encoder(oracle.x), oracle.vae.prior()

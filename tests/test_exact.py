@@ -6,6 +6,7 @@ import pytest
 import torch
 from oracle import linear_gaussian
 
+import lowerbound as lb
 from lowerbound.data import generator
 from lowerbound.errors import UsageError
 from lowerbound.evidence import log_evidence
@@ -18,6 +19,14 @@ from lowerbound.priors import StandardNormal
 SEEDS = range(10)
 
 
+@pytest.mark.verifies(
+    lb.VAE,
+    lb.Trace,
+    lb.heads.DiagonalNormal,
+    lb.heads.Normal,
+    lb.priors.StandardNormal,
+    against="linear-Gaussian oracle",
+)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_every_draws_weight_is_the_evidence_times_the_posterior_over_q(seed):
     """log w(z) = log p(x) + log p(z|x) - log q(z|x), for each z by itself: Bayes' theorem, to 1e-9."""
@@ -27,6 +36,7 @@ def test_every_draws_weight_is_the_evidence_times_the_posterior_over_q(seed):
     torch.testing.assert_close(trace.log_w, expected, atol=1e-9, rtol=0)
 
 
+@pytest.mark.verifies(lb.objectives.ELBO, against="linear-Gaussian oracle")
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("closed_form", [True, False])
 def test_the_elbo_is_the_evidence_minus_the_kl_to_the_posterior(seed, closed_form, monkeypatch):
@@ -40,6 +50,7 @@ def test_the_elbo_is_the_evidence_minus_the_kl_to_the_posterior(seed, closed_for
     assert (terms.kl > 0).all()
 
 
+@pytest.mark.verifies(lb.evidence.log_evidence, against="linear-Gaussian oracle")
 @pytest.mark.parametrize("seed", SEEDS)
 def test_at_the_true_posterior_the_bound_is_tight_and_has_no_variance(seed):
     oracle = linear_gaussian(seed, exact_q=True)
@@ -50,6 +61,7 @@ def test_at_the_true_posterior_the_bound_is_tight_and_has_no_variance(seed):
     torch.testing.assert_close(evidence.ess, torch.full_like(evidence.ess, 3.0), atol=1e-9, rtol=0)
 
 
+@pytest.mark.verifies(lb.evidence.log_evidence, against="linear-Gaussian oracle")
 def test_importance_weighting_agrees_with_the_evidence_within_its_own_stated_error():
     errors = []
     for seed in range(100):
@@ -96,6 +108,7 @@ def test_a_decoder_that_ignores_z_has_the_evidence_of_its_own_likelihood():
     torch.testing.assert_close(evidence.rate, torch.zeros_like(alone), atol=1e-12, rtol=0)
 
 
+@pytest.mark.verifies(lb.objectives.ELBO, against="linear-Gaussian oracle")
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("closed_form", [True, False])
 def test_the_reparameterised_gradient_is_the_exact_one(seed, closed_form, monkeypatch):
@@ -120,6 +133,7 @@ def test_the_reparameterised_gradient_is_unbiased_as_it_is_drawn():
     assert (error.abs() < 4).all()
 
 
+@pytest.mark.verifies(lb.evidence.log_evidence, against="quadrature")
 def test_evidence_agrees_with_quadrature_where_no_closed_form_exists():
     """A nonlinear decoder with one latent dimension, its integral taken on a fine grid."""
     torch.manual_seed(0)
@@ -160,6 +174,7 @@ def test_k_hat_tells_good_proposals_from_bad_ones():
     assert (log_evidence(bad.vae, bad.x, num_samples=1000).khat > 0.7).double().mean() > 0.8
 
 
+@pytest.mark.verifies(lb.evidence.pareto_shape, against="known truth")
 @pytest.mark.parametrize("shape", [-0.3, 0.2, 0.7, 1.2])
 def test_the_pareto_fit_finds_the_shape_that_made_the_data(shape):
     from lowerbound.evidence import pareto_shape

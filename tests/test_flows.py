@@ -8,6 +8,7 @@ import torch
 from oracle import Identity, linear_gaussian
 from torch.distributions import MultivariateNormal, kl_divergence
 
+import lowerbound as lb
 from lowerbound import flows, spec
 from lowerbound.data import generator
 from lowerbound.distributions import DiagonalNormal, FullNormal, analytic_kl
@@ -49,6 +50,18 @@ def normal(*shape: int, seed: int = 1) -> torch.Tensor:
     return torch.randn(*shape, generator=generator(seed), dtype=torch.float64)
 
 
+@pytest.mark.verifies(
+    lb.flows.ActNorm,
+    lb.flows.AffineCoupling,
+    lb.flows.AutoregressiveAffine,
+    lb.flows.Chain,
+    lb.flows.Inverse,
+    lb.flows.Permutation,
+    lb.flows.inverse_autoregressive,
+    lb.flows.masked_autoregressive,
+    lb.flows.real_nvp,
+    against="autograd",
+)
 @pytest.mark.parametrize("dim", DIMS)
 @pytest.mark.parametrize("context_dim", [0, CONTEXT])
 @pytest.mark.parametrize("make", FLOWS.values(), ids=FLOWS)
@@ -100,6 +113,7 @@ def test_flows_begin_as_the_identity_up_to_the_order(name):
     torch.testing.assert_close(log_det, torch.zeros(4))
 
 
+@pytest.mark.verifies(lb.flows.AutoregressiveAffine, against="autograd")
 @pytest.mark.parametrize("width", [1, 3, 64])
 @pytest.mark.parametrize("context_dim", [0, CONTEXT])
 def test_the_masks_let_nothing_through_that_comes_later_and_everything_before(width, context_dim):
@@ -256,6 +270,7 @@ def flowed(name: str, dim: int, batch: int = 3, seed: int = 0) -> flows.Flowed:
     return flows.Flowed(base, flow, normal(batch, CONTEXT, seed=7))
 
 
+@pytest.mark.verifies(lb.flows.Flowed, against="quadrature")
 @pytest.mark.parametrize("name", ["real-nvp", "iaf", "maf", "mixed"])
 def test_the_carried_density_integrates_to_one(name):
     line = torch.linspace(-40, 40, 4001, dtype=torch.float64)
@@ -273,6 +288,7 @@ def test_the_carried_density_integrates_to_one(name):
     torch.testing.assert_close(mass, torch.tensor(1.0).double(), atol=2e-3, rtol=0)
 
 
+@pytest.mark.verifies(lb.flows.Flowed, against="quadrature")
 @pytest.mark.parametrize("name", ["real-nvp", "iaf", "maf"])
 def test_samples_have_the_moments_of_the_density(name):
     q = flowed(name, 1)
@@ -355,6 +371,7 @@ def test_a_draw_is_remembered_only_where_that_is_right(monkeypatch):
         assert not went_back(q.rsample((2,)))
 
 
+@pytest.mark.verifies(lb.flows.Flowed, against="finite differences")
 def test_the_score_of_a_fixed_value_is_that_of_the_density():
     """A draw made without gradients, as score-function estimators use it, gives the parameters' gradient at fixed z."""
     q = flowed("iaf", 2)
@@ -395,6 +412,7 @@ def theirs(q: FullNormal) -> MultivariateNormal:
     return MultivariateNormal(q.loc, scale_tril=q.scale_tril)
 
 
+@pytest.mark.verifies(lb.heads.FullNormal, against="torch")
 def test_the_full_normal_is_torchs():
     q = full_normal(4, 3, 0)
     for value in (normal(5, 4, 3), normal(5, 2, 1, 3), normal(4, 3), normal(3)):
@@ -423,6 +441,7 @@ def test_a_full_normals_own_arithmetic_is_not_lowered_by_autocast():
         assert torch.equal(expected, found)
 
 
+@pytest.mark.verifies(lb.heads.DiagonalNormal, lb.heads.FullNormal, against="torch")
 def test_the_kls_of_full_and_diagonal_normals_are_torchs():
     q, p = full_normal(4, 3, 0), full_normal(4, 3, 10)
     diagonal = DiagonalNormal(normal(4, 3, seed=20), normal(4, 3, seed=21))
@@ -485,6 +504,7 @@ def set_to(head: FullNormalHead, gain: torch.Tensor, offset: torch.Tensor, covar
         head.factor.bias.copy_(raw[row, column])
 
 
+@pytest.mark.verifies(lb.heads.FullNormal, against="linear-Gaussian oracle")
 @pytest.mark.parametrize("seed", range(5))
 def test_a_full_normal_at_the_true_posterior_makes_the_bound_tight(seed):
     """For a W whose columns are not orthogonal, which no diagonal posterior can do."""

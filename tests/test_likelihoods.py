@@ -1,6 +1,5 @@
 """Likelihoods: probabilities sum to one, densities integrate to one, and each head knows the data it is for."""
 
-import functools
 import itertools
 import math
 
@@ -8,6 +7,7 @@ import mpmath
 import pytest
 import torch
 from oracle import Identity
+from parts import LIKELIHOODS
 from scipy import stats
 from torch.distributions import Categorical as TorchCategorical
 from torch.distributions import NegativeBinomial as TorchNegativeBinomial
@@ -43,6 +43,7 @@ def chi_squared(counts, probability):
 # discretised logistic
 
 
+@pytest.mark.verifies(lb.heads.DiscretisedLogistic, against="enumeration")
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-4)])
 def test_the_discretised_logistic_sums_to_one_at_every_scale(dtype, tolerance):
     p = discrete.DiscretisedLogistic(*grid(dtype), event_ndim=0)
@@ -50,6 +51,7 @@ def test_the_discretised_logistic_sums_to_one_at_every_scale(dtype, tolerance):
     torch.testing.assert_close(total, torch.ones_like(total), atol=tolerance, rtol=0)
 
 
+@pytest.mark.verifies(lb.heads.DiscretisedLogistic, against="scipy")
 def test_the_discretised_logistic_is_the_difference_of_two_distribution_functions():
     loc, log_scale = torch.tensor(0.3).double(), torch.tensor(-2.0).double()
     edges = (torch.arange(1, 256).double() - 0.5) / 255
@@ -59,6 +61,7 @@ def test_the_discretised_logistic_is_the_difference_of_two_distribution_function
     torch.testing.assert_close(found, expected.log(), atol=1e-10, rtol=0)
 
 
+@pytest.mark.verifies(lb.heads.DiscretisedLogistic, against="many digits")
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("level", [0, 1, 77, 128, 255])
 def test_the_discretised_logistic_keeps_its_digits_where_the_difference_loses_them(level, dtype):
@@ -118,6 +121,9 @@ LEVEL_FAMILIES = {
 }
 
 
+@pytest.mark.verifies(
+    lb.heads.Categorical, lb.heads.DiscretisedLogistic, lb.heads.DiscretisedLogisticMixture, against="enumeration"
+)
 @pytest.mark.parametrize("family", LEVEL_FAMILIES.values(), ids=LEVEL_FAMILIES)
 def test_levels_sum_to_one_and_mean_and_samples_follow_their_probabilities(family):
     p = family()
@@ -160,6 +166,7 @@ def test_a_mixture_of_one_is_that_one_and_of_equals_as_well():
         torch.testing.assert_close(many.mean, one.mean)
 
 
+@pytest.mark.verifies(lb.heads.Categorical, against="torch")
 def test_the_categorical_is_torchs():
     logits = torch.randn(5, 3, 17).double()
     level = torch.randint(0, 17, (5, 3))
@@ -170,6 +177,7 @@ def test_the_categorical_is_torchs():
 # counts
 
 
+@pytest.mark.verifies(lb.heads.Poisson, against="scipy")
 @pytest.mark.parametrize("log_rate", [-16.6, -3.0, 0.0, 4.0, 9.0])
 def test_the_poisson_is_scipys_and_sums_to_one(log_rate):
     p = discrete.Poisson(torch.tensor(log_rate, dtype=torch.float64), event_ndim=0)
@@ -185,6 +193,7 @@ def test_the_poisson_is_scipys_and_sums_to_one(log_rate):
 MEANS_AND_TOTALS = [(0.0, 0.0), (3.0, 10.0), (-5.0, 10.0), (2.0, 2.30), (2.0, 2.31), (1.0, -2.0), (-16.6, -10.0)]
 
 
+@pytest.mark.verifies(lb.heads.NegativeBinomial, against="torch")
 @pytest.mark.parametrize(("log_mean", "log_total"), MEANS_AND_TOTALS)
 def test_the_negative_binomial_is_torchs_and_sums_to_one(log_mean, log_total):
     m, r = torch.tensor(log_mean).double(), torch.tensor(log_total).double()
@@ -242,30 +251,7 @@ def test_drawn_counts_follow_their_probabilities(p):
 # heads
 
 
-MAKERS = {
-    "bernoulli": heads.Bernoulli,
-    "continuous-bernoulli": heads.ContinuousBernoulli,
-    "normal": heads.Normal,
-    "normal-fixed": functools.partial(heads.Normal, scale=0.1),
-    "normal-per-dimension": heads.NormalPerDimension,
-    "normal-heteroscedastic": heads.HeteroscedasticNormal,
-    "normal-calibrated": functools.partial(heads.CalibratedNormal, decay=0.5),
-    "discretised-logistic": heads.DiscretisedLogistic,
-    "mixture": functools.partial(heads.DiscretisedLogisticMixture, num_components=4),
-    "categorical": heads.Categorical,
-    "categorical-17": functools.partial(heads.Categorical, num_levels=17),
-    "categorical-2": functools.partial(heads.Categorical, num_levels=2),
-    "poisson": heads.Poisson,
-    "negative-binomial": heads.NegativeBinomial,
-}
-
-
-def test_every_likelihood_head_is_tested_here():
-    public = {h for h in vars(heads).values() if isinstance(h, type) and issubclass(h, heads.Likelihood)}
-    assert {type(make((3,), (2,))) for make in MAKERS.values()} == public - {heads.Likelihood}
-
-
-@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+@pytest.mark.parametrize("make", LIKELIHOODS.values(), ids=LIKELIHOODS)
 def test_a_head_is_built_again_from_its_description(make):
     head = make((3,), (1, 2, 2))
     tree = spec.describe(head)
@@ -278,7 +264,7 @@ def test_a_head_is_built_again_from_its_description(make):
 
 
 @pytest.mark.parametrize("support", Support)
-@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+@pytest.mark.parametrize("make", LIKELIHOODS.values(), ids=LIKELIHOODS)
 def test_on_every_support_a_head_is_exact_or_says_why_not_or_names_heads_that_are(make, support):
     head = make((3,), (2,))
     assert not head.exact & set(head.relaxed)
@@ -303,25 +289,25 @@ def test_on_every_support_a_head_is_exact_or_says_why_not_or_names_heads_that_ar
 
 
 def test_what_is_accepted_where_is_what_was_decided():
-    found = {name: sorted(s.value for s in make((3,), (2,)).exact) for name, make in MAKERS.items()}
+    found = {name: sorted(s.value for s in make((3,), (2,)).exact) for name, make in LIKELIHOODS.items()}
     density = ["eight-bit", "real", "unit-interval"]
     assert found == {
         "bernoulli": ["binary"],
         "continuous-bernoulli": ["eight-bit", "unit-interval"],
-        **{name: density for name in MAKERS if name.startswith("normal")},
+        **{name: density for name in LIKELIHOODS if name.startswith("normal")},
         **{name: ["eight-bit"] for name in ("discretised-logistic", "mixture", "categorical")},
         "categorical-17": [],
         "categorical-2": ["binary"],
         **{name: ["count"] for name in ("poisson", "negative-binomial")},
     }
-    for name, make in MAKERS.items():
+    for name, make in LIKELIHOODS.items():
         head = make((3,), (2,))
         is_density = not isinstance(head.forward(torch.zeros(1, 3), torch.Size([1])), discrete._Independent)
         has_remark = Support.EIGHT_BIT in {**head.caveats, **head.relaxed}
         assert (is_density and Support.EIGHT_BIT in {*head.exact, *head.relaxed}) == has_remark, name
 
 
-@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+@pytest.mark.parametrize("make", LIKELIHOODS.values(), ids=LIKELIHOODS)
 @pytest.mark.parametrize("event", [(6,), (3, 2, 2)])
 def test_every_head_starts_near_any_mean_even_one_at_an_end(make, event):
     head = make((4,), event)
@@ -336,7 +322,7 @@ def test_every_head_starts_near_any_mean_even_one_at_an_end(make, event):
 
 def test_on_a_picture_every_channel_starts_at_its_own_mean():
     mean = torch.rand(3, 4, 4, generator=generator(0))
-    for make in MAKERS.values():
+    for make in LIKELIHOODS.values():
         head = make((5, 4, 4), (3, 4, 4))
         assert head.on_picture
         head.start_at(mean)
@@ -362,7 +348,7 @@ def value_for(head, count=6):
 
 @pytest.mark.parametrize("precision", [Precision.FP32, Precision.BF16])
 @pytest.mark.parametrize("size", [1.0, 1e3, 1e6])
-@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+@pytest.mark.parametrize("make", LIKELIHOODS.values(), ids=LIKELIHOODS)
 def test_extreme_features_leave_everything_finite(make, size, precision):
     head = make((4,), (5,))
     features = (size * torch.randn(6, 4, generator=generator(2))).requires_grad_()
@@ -378,7 +364,21 @@ def test_extreme_features_leave_everything_finite(make, size, precision):
     assert torch.isfinite(p.sample()).all()
 
 
-@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+@pytest.mark.verifies(
+    lb.heads.Bernoulli,
+    lb.heads.CalibratedNormal,
+    lb.heads.Categorical,
+    lb.heads.ContinuousBernoulli,
+    lb.heads.DiscretisedLogistic,
+    lb.heads.DiscretisedLogisticMixture,
+    lb.heads.HeteroscedasticNormal,
+    lb.heads.NegativeBinomial,
+    lb.heads.Normal,
+    lb.heads.NormalPerDimension,
+    lb.heads.Poisson,
+    against="finite differences",
+)
+@pytest.mark.parametrize("make", LIKELIHOODS.values(), ids=LIKELIHOODS)
 def test_gradients_are_those_of_finite_differences(make):
     head = make((2,), (3,)).double().eval()
     x = value_for(head).double()[:2]
@@ -404,6 +404,7 @@ def test_impossible_arguments_are_refused(make, word):
 # the scales of a normal likelihood
 
 
+@pytest.mark.verifies(lb.heads.NormalPerDimension, against="closed form")
 def test_a_scale_for_each_dimension_is_learned_for_each():
     head = heads.NormalPerDimension((2,), (3,)).double()
     spread = torch.tensor([0.1, 1.0, 5.0]).double()
@@ -416,6 +417,7 @@ def test_a_scale_for_each_dimension_is_learned_for_each():
     torch.testing.assert_close(head.log_scale.exp().detach(), x.square().mean(0).sqrt(), atol=1e-6, rtol=0)
 
 
+@pytest.mark.verifies(lb.heads.HeteroscedasticNormal, against="torch")
 def test_a_predicted_scale_differs_between_examples():
     head = heads.HeteroscedasticNormal((2,), (3,))
     p = head(torch.randn(4, 2), torch.Size([4]))
@@ -438,6 +440,7 @@ def maximise(weights, function):
     optimiser.step(step)
 
 
+@pytest.mark.verifies(lb.heads.CalibratedNormal, against="closed form")
 @pytest.mark.parametrize("draws", [(), (4,)])
 def test_in_training_sigma_is_the_one_that_makes_the_batch_most_likely(draws):
     """Its log-likelihood is -D/2 (log(2 pi MSE) + 1) on average, and no other shared scale's is higher."""
@@ -468,6 +471,7 @@ def test_the_gradient_with_sigma_held_constant_is_the_one_through_it():
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.verifies(lb.heads.CalibratedNormal, against="quadrature")
 def test_at_evaluation_sigma_is_a_running_one_and_an_examples_density_is_proper_and_its_own():
     head = heads.CalibratedNormal((2,), (1,), decay=0.9).double()
     features = torch.randn(8, 2, generator=generator(0), dtype=torch.float64)

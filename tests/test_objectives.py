@@ -6,10 +6,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from oracle import linear_gaussian
+from oracle import Identity, linear_gaussian
 from torch.distributions import MultivariateNormal
 
-from lowerbound import heads, nn
+import lowerbound as lb
+from lowerbound import distributions, heads, nn
 from lowerbound.data import generator
 from lowerbound.distributions import DiagonalNormal
 from lowerbound.errors import UsageError
@@ -33,6 +34,7 @@ from lowerbound.objectives import (
     InverseMultiquadratic,
     MinibatchStratified,
     MinibatchWeighted,
+    Reconstruction,
     Reparameterised,
     StickingTheLanding,
     mmd,
@@ -122,6 +124,7 @@ def test_with_one_draw_the_importance_weighted_bound_is_the_elbo_in_value_and_gr
         torch.testing.assert_close(mine, theirs, atol=1e-12, rtol=0)
 
 
+@pytest.mark.verifies(lb.objectives.IWAE, against="linear-Gaussian oracle")
 def test_the_bound_rises_with_the_number_of_draws_and_stays_below_the_evidence():
     oracle = linear_gaussian(3, examples=20_000)
     gaps = [seeded(0, IWAE(k), oracle.vae, oracle.x).loss + oracle.log_px() for k in (1, 2, 8, 64)]
@@ -153,6 +156,7 @@ def test_the_mixed_bounds_contain_the_elbo(objective):
         torch.testing.assert_close(a, b, atol=1e-10, rtol=0)
 
 
+@pytest.mark.verifies(lb.objectives.CIWAE, lb.objectives.MIWAE, lb.objectives.PIWAE, against="definition")
 def test_a_mixed_bound_has_the_value_of_its_parts():
     oracle = linear_gaussian(4)
     log_w = seeded(2, lambda vae, x: vae.trace(x, 6), oracle.vae, oracle.x).log_w.detach()
@@ -171,6 +175,15 @@ def test_a_mixed_bound_has_the_value_of_its_parts():
 # The multi-sample bounds: gradients.
 
 
+@pytest.mark.verifies(
+    lb.objectives.CIWAE,
+    lb.objectives.IWAE,
+    lb.objectives.MIWAE,
+    lb.objectives.DoublyReparameterised,
+    lb.objectives.Reparameterised,
+    lb.objectives.StickingTheLanding,
+    against="quadrature",
+)
 @pytest.mark.parametrize(
     ("objective", "reference", "draws", "nodes"),
     [
@@ -239,6 +252,9 @@ SHARP = [
 ]  # fmt: skip
 
 
+@pytest.mark.verifies(
+    lb.objectives.DoublyReparameterised, lb.objectives.StickingTheLanding, against="linear-Gaussian oracle"
+)
 @pytest.mark.parametrize("objective", SHARP, ids=repr)
 def test_at_the_true_posterior_the_encoders_gradient_vanishes_with_its_noise(objective):
     oracle = linear_gaussian(6, exact_q=True)
@@ -263,6 +279,7 @@ def test_dreg_hears_the_encoders_gradient_where_the_plain_one_drowns():
     assert signal_to_noise(DREG) > 2 * signal_to_noise(PLAIN)
 
 
+@pytest.mark.verifies(lb.objectives.PIWAE, against="definition")
 @pytest.mark.parametrize("estimator", [PLAIN, STL, DREG])
 def test_the_partial_bound_teaches_the_decoder_by_one_bound_and_the_encoder_by_another(estimator):
     oracle = linear_gaussian(8)
@@ -292,6 +309,7 @@ def test_the_partial_bound_survives_weights_that_vanish_in_float32(estimator):
     assert torch.isfinite(partial[1]).all()
 
 
+@pytest.mark.verifies(lb.Trace, against="autograd")
 @pytest.mark.parametrize("model", ["diagonal", "full"])
 def test_the_two_halves_of_the_density_of_q_have_the_two_halves_of_its_gradient(model):
     oracle = linear_gaussian(9)
@@ -349,6 +367,7 @@ def test_without_free_bits_the_loss_is_the_negative_elbo(groups):
         torch.testing.assert_close(a, b, atol=1e-12, rtol=0)
 
 
+@pytest.mark.verifies(lb.objectives.FreeBits, against="closed form")
 @pytest.mark.parametrize("groups", [None, 1, 2])
 def test_free_bits_charge_each_groups_mean_kl_from_the_threshold_on(groups):
     oracle = linear_gaussian(1, latent=4, dims=6)
@@ -380,6 +399,7 @@ def test_below_the_threshold_a_component_has_no_gradient_of_its_kl():
     assert decoder.abs().max() == 0
 
 
+@pytest.mark.verifies(lb.objectives.Capacity, against="definition")
 @pytest.mark.parametrize("excess", [-30.0, -0.1, 0.1, 1.0])
 def test_capacity_charges_the_distance_of_the_mean_kl_from_what_is_asked(excess):
     oracle = linear_gaussian(2)
@@ -425,6 +445,7 @@ def exact_mixture(q, z):
     return torch.tensor(joint), torch.tensor(product)
 
 
+@pytest.mark.verifies(lb.objectives.BetaTC, lb.objectives.MinibatchStratified, against="enumeration")
 def test_the_decomposition_is_that_of_the_exact_aggregate_on_the_whole_data():
     oracle = linear_gaussian(3, latent=3, examples=40)
     trace = oracle.vae.trace(oracle.x)
@@ -456,6 +477,7 @@ def test_with_equal_weights_beta_tc_is_the_sampled_elbo(aggregate):
     torch.testing.assert_close(mine.elbo, seeded(0, ELBO(), oracle.vae, oracle.x).elbo, atol=1e-10, rtol=0)
 
 
+@pytest.mark.verifies(lb.objectives.MinibatchStratified, lb.objectives.MinibatchWeighted, against="definition")
 def test_minibatch_weights_are_those_of_the_definitions():
     oracle = linear_gaussian(5, examples=6)
     trace = oracle.vae.trace(oracle.x)
@@ -467,6 +489,7 @@ def test_minibatch_weights_are_those_of_the_definitions():
         torch.testing.assert_close(parts.mutual_information, trace.log_qz[0] - aggregated.log())
 
 
+@pytest.mark.verifies(lb.objectives.MinibatchStratified, against="enumeration")
 def test_stratified_sampling_is_unbiased_over_all_batches():
     oracle = linear_gaussian(6, examples=7)
     q = oracle.vae.encoder(oracle.x)
@@ -482,6 +505,7 @@ def test_stratified_sampling_is_unbiased_over_all_batches():
     torch.testing.assert_close(torch.stack(estimates).mean(), joint[0].exp(), atol=1e-12, rtol=1e-10)
 
 
+@pytest.mark.verifies(lb.objectives.BetaTC, against="closed form")
 def test_total_correlation_is_zero_for_independent_codes_and_not_for_dependent_ones():
     first = torch.randn(300, 1, generator=generator(0), dtype=torch.float64)
     second = torch.randn(300, 1, generator=generator(1), dtype=torch.float64)
@@ -500,6 +524,7 @@ def test_total_correlation_is_zero_for_independent_codes_and_not_for_dependent_o
 # The rate taken apart: covariances.
 
 
+@pytest.mark.verifies(lb.objectives.DIPVAE, against="definition")
 @pytest.mark.parametrize("kind", DIPKind)
 def test_the_dip_penalty_is_numpys(kind):
     oracle = linear_gaussian(7, latent=3, examples=9)
@@ -530,9 +555,37 @@ def test_the_dip_penalty_of_full_covariances_is_that_of_their_draws():
     torch.testing.assert_close(DIPVAE(DIPKind.CODES, 5.0, 2.0).penalty(q), expected, atol=0.05, rtol=0.01)
 
 
+def test_the_dip_penalty_of_the_packages_full_normal_is_that_of_torchs():
+    draws = torch.randn(2, 5, 3, 3, generator=generator(0), dtype=torch.float64)
+    loc, tril = draws[0, ..., 0], draws[1].tril(-1) + torch.diag_embed(draws[1].diagonal(dim1=1, dim2=2).exp())
+    for kind in DIPKind:
+        penalty = DIPVAE(kind, 5.0, 2.0).penalty
+        torch.testing.assert_close(
+            penalty(distributions.FullNormal(loc, tril)), penalty(MultivariateNormal(loc, scale_tril=tril))
+        )
+
+
+# Reconstruction.
+
+
+@pytest.mark.verifies(lb.objectives.Reconstruction, against="closed form")
+def test_to_reconstruct_linearly_is_to_minimise_the_squared_error():
+    oracle = linear_gaussian(2, noise=0.5)
+    encoder = Conditional(Identity((5,)), heads.Delta((5,), (2,))).double()
+    vae = VAE(encoder, oracle.vae.decoder, oracle.vae.prior)
+    terms = Reconstruction()(vae, oracle.x)
+    error = oracle.x - encoder.head.project(oracle.x) @ oracle.weight.T - oracle.bias
+    expected = error.square().sum(1) / (2 * 0.25) + 5 * (math.log(0.5) + 0.5 * math.log(2 * math.pi))
+    torch.testing.assert_close(terms.loss, expected)
+    for mine, true in zip(gradients(vae, terms.loss.sum()), gradients(vae, expected.sum()), strict=True):
+        torch.testing.assert_close(mine, true)
+        assert true.abs().max() > 1
+
+
 # Discrepancies.
 
 
+@pytest.mark.verifies(lb.objectives.InverseMultiquadratic, lb.objectives.mmd, against="definition")
 def test_the_discrepancy_is_a_double_loop():
     a = torch.randn(5, 3, generator=generator(0), dtype=torch.float64)
     b = torch.randn(4, 3, generator=generator(1), dtype=torch.float64) + 1
@@ -548,6 +601,7 @@ def test_the_discrepancy_is_a_double_loop():
     assert math.isclose(mmd(a, b, InverseMultiquadratic(1.5)).item(), expected, rel_tol=1e-12)
 
 
+@pytest.mark.verifies(lb.objectives.mmd, against="known truth")
 def test_the_discrepancy_is_zero_on_average_for_equal_distributions_and_positive_for_others():
     kernel = InverseMultiquadratic()
     draws = generator(0)
@@ -566,6 +620,7 @@ def test_the_discrepancy_is_zero_on_average_for_equal_distributions_and_positive
         assert other.mean() > 10 * other.std() / math.sqrt(len(other))
 
 
+@pytest.mark.verifies(lb.objectives.InfoVAE, against="definition")
 @pytest.mark.parametrize(("alpha", "lambda_"), [(0.0, 1.0), (0.3, 5.0), (1.0, 2.0)])
 def test_info_vae_weighs_the_kl_and_the_discrepancy(alpha, lambda_):
     oracle = linear_gaussian(8)
@@ -584,6 +639,7 @@ def test_info_vae_contains_the_elbo():
     torch.testing.assert_close(mine.loss, theirs.loss)
 
 
+@pytest.mark.verifies(lb.objectives.WAE, against="definition")
 @pytest.mark.parametrize("head", [heads.Delta, heads.DiagonalNormal])
 def test_a_wae_reconstructs_and_pays_for_the_discrepancy(head):
     torch.manual_seed(0)

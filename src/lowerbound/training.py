@@ -378,6 +378,8 @@ def check_run(vae: VAE, source: Source, objective: Objective, training: Training
     """Raises `UsageError` when model, data, objective and training do not go together."""
     if source.event_shape != vae.event_shape:
         raise UsageError(f"The model is built for x of shape {vae.event_shape}, the data's is {source.event_shape}.")
+    if len(source) == 0:
+        raise UsageError("There are no training examples to learn from: the source is empty. Give at least one batch.")
     if training.batch_size > len(source):
         raise UsageError(
             f"A batch of {training.batch_size:,} is larger than the training data, which has {len(source):,} examples. "

@@ -513,7 +513,7 @@ def test_only_three_axes_are_taken_for_grey_images(saved, shape, event, dtype):
 def test_images_keep_their_pixels_in_place(saved):
     x = np.arange(5 * 6 * 7, dtype=np.uint8).reshape(5, 6, 7)
     data = open_data(saved(x=x, y=np.arange(5)))
-    assert_holds(Data("", data.train, data.valid or data.train.slice(0, 0), data.test), x[:, None])
+    assert_holds(data, x[:, None])
 
 
 @pytest.mark.parametrize(
@@ -525,6 +525,10 @@ def test_images_keep_their_pixels_in_place(saved):
         (np.array([[0.0, 1.5]] * 5), Support.REAL),
         (np.array([[-0.1, 1.0]] * 5), Support.REAL),
         (np.array([[0, 255]] * 5, dtype=np.uint8), Support.EIGHT_BIT),
+        (np.array([[0, 1]] * 5), Support.BINARY),
+        (np.array([[0, 2]] * 5), Support.COUNT),
+        (np.array([[0, 255]] * 5, dtype=">i2"), Support.COUNT),
+        (np.array([[0, 1 << 24]] * 5, dtype=np.uint64), Support.COUNT),
     ],
 )
 def test_the_support_is_the_narrowest_that_holds_the_values(saved, values, support):
@@ -548,7 +552,39 @@ def test_arrays_in_fortran_order_are_read_by_their_axes(saved):
     assert_holds(open_data(saved(x=x, y=np.arange(12))), x)
 
 
-@pytest.mark.parametrize("dtype", ["i1", "u2", "i4", "i8", "c8", "U3", "S3", "M8[s]"])
+@pytest.mark.parametrize("values", [[[0, -1]], [[0, 1 + (1 << 24)]]], ids=["negative", "too large"])
+def test_whole_numbers_that_are_no_counts_are_refused(saved, values):
+    message = refusal(saved(np.array(values * 9)))
+    assert "counts, from 0 to 16,777,216" in message
+    assert "float32" in message
+
+
+def test_whole_numbers_that_could_be_pictures_or_counts_are_refused_and_larger_ones_are_counts(saved):
+    x = np.arange(9 * 16).reshape(9, 4, 4)
+    message = refusal(saved(x))
+    assert "uint8" in message
+    assert "ArraySource(values, support=...)" in message
+    data = open_data(saved(x + 200))
+    assert data.support is Support.COUNT
+    assert data.event_shape == (1, 4, 4)
+    assert open_data(saved(x % 2)).support is Support.BINARY
+
+
+def test_a_training_set_of_zeros_and_ones_is_of_counts_if_its_test_set_is(saved):
+    data = open_data(saved(x_train=np.arange(40).reshape(20, 2) % 2, x_test=np.arange(10).reshape(5, 2)))
+    assert data.train.support is data.test.support is Support.COUNT
+    assert everything(data.test)[-1].tolist() == [8.0, 9.0]
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_an_empty_split_is_refused_by_name(split):
+    source = ArraySource(torch.rand(5, 4), support=Support.UNIT_INTERVAL)
+    splits = dict.fromkeys(SPLITS, source) | {split: source.slice(0, 0)}
+    with pytest.raises(UsageError, match=f"{split} of 'made'.*valid=None"):
+        Data("made", **splits)
+
+
+@pytest.mark.parametrize("dtype", ["c8", "U3", "S3", "M8[s]"])
 def test_values_of_a_type_that_could_mean_anything_are_refused(saved, dtype):
     path = saved(np.zeros((9, 4), dtype=dtype))
     message = refusal(path)

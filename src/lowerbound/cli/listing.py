@@ -62,4 +62,7 @@ def data(
     for name, entry in listed.items():
         table.add_row(name, str(entry["about"]), str(entry["at_hand"] or "no: it would be downloaded"))
     stdout.print(table)
-    stdout.print("A path works too: .npy or .npz (arrays x, y; or x_train, x_test, y_train, y_test), uint8 or float.")
+    stdout.print(
+        "A path works too: .npy or .npz (arrays x, y; or x_train, x_test, y_train, y_test), uint8 for pictures, int32 "
+        "for counts, float for anything else."
+    )

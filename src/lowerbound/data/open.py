@@ -24,6 +24,7 @@ from lowerbound.errors import DataError, UsageError, did_you_mean
 SPLITS = ("train", "valid", "test")
 # A file without splits of its own is split 80/10/10 in an order drawn with this seed.
 _FILE_SEED = 1
+_MAX_COUNT = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,9 @@ class Data:
         valid: What selects; None when every training example is learned from.
         test: What is measured on, in the end.
         view: How the splits were made from the source.
+
+    Raises:
+        UsageError: A split is empty.
     """
 
     name: str
@@ -70,6 +74,15 @@ class Data:
     valid: Source | None
     test: Source
     view: View = View()
+
+    def __post_init__(self) -> None:
+        for name in SPLITS:
+            source: Source | None = getattr(self, name)
+            if source is not None and len(source) == 0:
+                raise UsageError(
+                    f"Each split of the data needs at least one example, but {name} of {self.name!r} is empty. Give it "
+                    "some, or, to learn from all training examples, valid=None."
+                )
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -155,6 +168,10 @@ class Data:
 def open_data(source: str, *, data_dir: Path | None = None, num_valid: int | None = None) -> Data:
     """Opens a data set by name or path.
 
+    What the values of a file can be follows from their type: uint8 are 8-bit levels, other integers are counts, and
+    floats are real numbers, or grey values where all lie in [0, 1]; zeros and ones are binary in any type. Where that
+    is not what they are, build the source by hand: `ArraySource(values, support=...)`.
+
     Args:
         source: A name (`mnist`, `fashion-mnist`, `mnist-5k`, `digits`), or the path of a `.npy` or `.npz` file.
         data_dir: A folder in which named data sets are looked for first.
@@ -238,7 +255,8 @@ def _as_sources(
             )
     order = list(Support)
     support = max((_narrowest(v) for v in values), key=order.index)
-    scale = 1.0 if support is Support.BINARY else 1 / 255  # zeros and ones as bytes are not nearly black pictures
+    # Zeros and ones as bytes are not nearly black pictures.
+    scale = 1.0 if support in (Support.BINARY, Support.COUNT) else 1 / 255
     labels = [_as_labels(arrays[y], f"{name}, array {y}") if y in arrays else None for _, y in keys]
     return tuple(
         ArraySource(v, label, support=support, scale=scale, name=name) for v, label in zip(values, labels, strict=True)
@@ -262,11 +280,15 @@ def _as_tensor(array: np.ndarray, name: str, fewest: int) -> Tensor:
         )
     if array.dtype == np.bool_:
         array = array.astype(np.float32)
-    if array.dtype != np.uint8 and not np.issubdtype(array.dtype, np.floating):
+    if array.dtype != np.uint8 and np.issubdtype(array.dtype, np.integer):
+        _check_counts(array, name)
+        array = array.astype(np.int32)
+    elif array.dtype != np.uint8 and not np.issubdtype(array.dtype, np.floating):
         raise DataError(
-            f"{name} has values of type {array.dtype}. Save 8-bit images as uint8, and anything else as float32."
+            f"{name} has values of type {array.dtype}. Save 8-bit images as uint8, counts as int32, and anything else "
+            "as float32."
         )
-    if array.dtype != np.uint8:
+    elif array.dtype != np.uint8:
         with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused with its place
             array = array.astype(np.float32)
     if array.ndim == 3:
@@ -274,11 +296,29 @@ def _as_tensor(array: np.ndarray, name: str, fewest: int) -> Tensor:
     return torch.from_numpy(np.array(array))
 
 
+def _check_counts(array: np.ndarray, name: str) -> None:
+    low, high = int(array.min()), int(array.max())
+    if low < 0 or high > _MAX_COUNT:
+        raise DataError(
+            f"{name} has {array.dtype} values from {low:,} to {high:,}. Whole numbers are read as counts, from 0 to "
+            f"{_MAX_COUNT:,} (float32 has no longer every one above that). Save other values as float32."
+        )
+    if array.ndim > 2 and 1 < high <= np.iinfo(np.uint8).max:
+        # Taken for counts, pictures would be given a likelihood that is not theirs, and nobody would notice.
+        raise DataError(
+            f"{name} has {array.dtype} values up to {high} of shape {list(array.shape)}, which can be 8-bit pictures "
+            "or counts. Save pictures as uint8, and counts as [N, D]; or say what they are by "
+            "lowerbound.ArraySource(values, support=...)."
+        )
+
+
 def _narrowest(values: Tensor) -> Support:
     if bool(((values == 0) | (values == 1)).all()):
         return Support.BINARY
     if values.dtype == torch.uint8:
         return Support.EIGHT_BIT
+    if values.dtype == torch.int32:
+        return Support.COUNT
     if bool(((values >= 0) & (values <= 1)).all()):
         return Support.UNIT_INTERVAL
     return Support.REAL

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, MultivariateNormal
 
-from lowerbound.distributions import DiagonalNormal
+from lowerbound.distributions import DiagonalNormal, FullNormal
 from lowerbound.errors import UsageError
 from lowerbound.model import VAE, Trace
 from lowerbound.nn import check_sizes
@@ -348,6 +348,9 @@ def _mean_covariance(q: Distribution) -> Tensor:
     """Returns the mean over the batch of the covariance of z given x, `[D, D]`; raises where there is none."""
     if isinstance(q, MultivariateNormal):
         return q.covariance_matrix.mean(0)
+    if isinstance(q, FullNormal):
+        with torch.autocast(q.loc.device.type, enabled=False):
+            return (q.scale_tril @ q.scale_tril.mT).mean(0)
     if isinstance(q, DiagonalNormal):
         return torch.diag(q.variance.flatten(1).mean(0))
     raise UsageError(

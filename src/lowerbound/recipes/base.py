@@ -35,6 +35,8 @@ class LikelihoodName(enum.StrEnum):
     BERNOULLI = "bernoulli"
     CONTINUOUS_BERNOULLI = "continuous-bernoulli"
     NORMAL = "normal"
+    POISSON = "poisson"
+    NEGATIVE_BINOMIAL = "negative-binomial"
 
 
 class BinariseName(enum.StrEnum):
@@ -93,9 +95,20 @@ def likelihood_head(data: lb.Data, asked: LikelihoodName = LikelihoodName.AUTO) 
             return lb.heads.ContinuousBernoulli
         case LikelihoodName.NORMAL:
             return lb.heads.Normal
-    if data.support is lb.Support.BINARY:
-        return lb.heads.Bernoulli
-    return lb.heads.Normal if data.support is lb.Support.REAL else lb.heads.ContinuousBernoulli
+        case LikelihoodName.POISSON:
+            return lb.heads.Poisson
+        case LikelihoodName.NEGATIVE_BINOMIAL:
+            return lb.heads.NegativeBinomial
+    match data.support:
+        case lb.Support.BINARY:
+            return lb.heads.Bernoulli
+        case lb.Support.COUNT:
+            # Given z, counts still vary by more than their mean as a rule, and it contains the Poisson as a limit.
+            return lb.heads.NegativeBinomial
+        case lb.Support.REAL:
+            return lb.heads.Normal
+        case _:
+            return lb.heads.ContinuousBernoulli
 
 
 def updates(data: lb.Data, epochs: float, batch_size: int) -> int:

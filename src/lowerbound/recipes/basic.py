@@ -107,7 +107,8 @@ def mlp(
         width: Units of each hidden layer.
         depth: Hidden layers each way.
         binarise: none, threshold, dynamic or fixed; auto is dynamic for grey values and none otherwise.
-        likelihood: bernoulli, continuous-bernoulli or normal; auto goes by the values that x can take.
+        likelihood: bernoulli, continuous-bernoulli, normal, poisson or negative-binomial; auto goes by the values that
+            x can take.
         beta: The KL's weight.
         warmup: Epochs over which that weight rises from 0.
         average: Decay of the moving average of the weights; 0 for none.
@@ -154,7 +155,8 @@ def conv(
         levels: How often the picture is halved.
         features: Width of the layer between the smallest picture and z.
         binarise: none, threshold, dynamic or fixed; auto is dynamic for grey values and none otherwise.
-        likelihood: bernoulli, continuous-bernoulli or normal; auto goes by the values that x can take.
+        likelihood: bernoulli, continuous-bernoulli, normal, poisson or negative-binomial; auto goes by the values that
+            x can take.
         beta: The KL's weight.
         warmup: Epochs over which that weight rises from 0.
         average: Decay of the moving average of the weights; 0 for none.
