@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lowerbound.data import Source, batches, derive_seed
+from lowerbound.discrete import CodeMass
 from lowerbound.errors import UsageError
 from lowerbound.model import VAE
 from lowerbound.training import seed_everything
@@ -93,7 +94,7 @@ def encode(
 
     Returns:
         `loc` and `scale`, the mean and standard deviation of q(z|x), each `[N, *latent]`; `z`, one draw, if asked for;
-        and `label`, `[N]`, if the source has labels.
+        `code`, int64 `[N, T]`, if z is a sequence of discrete codes; and `label`, `[N]`, if the source has labels.
     """
     parts: dict[str, list[Tensor]] = {}
     wanted = torch.arange(len(source)) if index is None else index
@@ -101,6 +102,8 @@ def encode(
         for batch in batches(source, wanted, _BATCH, device):
             q = vae.encoder(batch.x)
             found = {"loc": q.mean, "scale": q.stddev}
+            if isinstance(q, CodeMass):
+                found["code"] = q.codes
             if draw:
                 found["z"] = q.rsample()
             for name, value in found.items():
@@ -113,6 +116,8 @@ def encode(
 
 def interpolate(vae: VAE, start: Tensor, end: Tensor, steps: int) -> Tensor:
     """Decodes the points of a straight line between the codes of two examples.
+
+    Where codes are discrete, the line is between their vectors, and only its ends are codes that the decoder has seen.
 
     Args:
         vae: The model.

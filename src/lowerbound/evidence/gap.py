@@ -39,7 +39,7 @@ from torch.distributions import Distribution, MultivariateNormal
 
 from lowerbound.distributions import DiagonalNormal, analytic_kl
 from lowerbound.errors import UsageError
-from lowerbound.evidence.checks import CHUNK, check_density, check_examples
+from lowerbound.evidence.checks import CHUNK, check_continuous, check_density, check_examples
 from lowerbound.evidence.proposals import Defensive, Mixture
 from lowerbound.evidence.streams import Tail
 from lowerbound.model import VAE
@@ -156,6 +156,7 @@ def posterior_gap(
         )
     check_examples(x)
     check_density(vae, "has no gap to log p(x)")
+    check_continuous(vae, "to fit a better q of")
     parts = [_gap(vae, part, num_samples, refinement, chunk) for part in x.split(max(1, chunk // refinement.draws))]
     return Gap(**{f.name: torch.cat([getattr(part, f.name) for part in parts]) for f in fields(Gap)})
 

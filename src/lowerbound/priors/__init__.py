@@ -1,6 +1,7 @@
 """Priors: p(z), as modules that return a distribution."""
 
 from lowerbound.priors.base import Prior
+from lowerbound.priors.codes import AutoregressiveCodes
 from lowerbound.priors.continuous import FlowPrior, MixtureOfNormals, StandardNormal, VampPrior
 
-__all__ = ["FlowPrior", "MixtureOfNormals", "Prior", "StandardNormal", "VampPrior"]
+__all__ = ["AutoregressiveCodes", "FlowPrior", "MixtureOfNormals", "Prior", "StandardNormal", "VampPrior"]
