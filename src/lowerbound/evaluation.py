@@ -293,10 +293,10 @@ def _codes(usage: CodebookUsage | None) -> list[str]:
     if usage is None:
         return []
     used = f"{usage.used} are used, with a perplexity of {usage.perplexity:.1f}"
-    lost = "by how much log p(x) is higher is not known, and there is no posterior gap to give"
+    lost = "log p(x) can only be higher, by how much is not known, and there is no posterior gap to give"
     return [
         f"z is {usage.positions} discrete codes, each one of {usage.num_codes}; {used}",
-        f"all of q(z|x) is on one sequence of codes, so the bound on log p(x) is the ELBO with any number of draws; {lost}",
+        f"all of q(z|x) is on one sequence of codes, so any number of draws gives the ELBO again; {lost}",
     ]
 
 
