@@ -11,9 +11,9 @@ from lowerbound.recipes.base import Run, binarised, likelihood_head, started, sw
 def vq(
     data: lb.Data,
     *,
-    positions: int = 16,
+    positions: int = 10,
     code_dim: int = 16,
-    num_codes: int = 64,
+    num_codes: int = 32,
     halvings: int = 0,
     width: int = 512,
     channels: int = 64,
@@ -55,8 +55,8 @@ def vq(
 def fsq(
     data: lb.Data,
     *,
-    positions: int = 16,
-    levels: tuple[int, ...] = (8, 6, 5),
+    positions: int = 10,
+    levels: tuple[int, ...] = (6, 6),
     halvings: int = 0,
     width: int = 512,
     channels: int = 64,
@@ -73,7 +73,8 @@ def fsq(
     Args:
         data: The data set.
         positions: Codes an example; with halvings, their number follows from the picture.
-        levels: Levels of each number of a code; their product is the number of codes.
+        levels: Levels of each number of a code, at least 3 (--levels 8 --levels 5); their product is the number of
+            codes.
         halvings: Convolutions that halve a picture before it is coded, with one code a place; 0 for an MLP to codes
             that each see all of x.
         width: Units of each of the two hidden layers each way, without halvings.
