@@ -166,7 +166,8 @@ def test_evaluate_prints_a_table_with_the_same_numbers_for_people(small: Path) -
 def test_every_recipe_trains_and_is_evaluated(recipe: str, tmp_path: Path) -> None:
     width = {"channels": 4, "features": 16} if recipe == "conv" else {"width": 16}
     path = tmp_path / "run"
-    options = {"epochs": 1, "latent_dim": 3, "device": "cpu", **width}
+    size = "positions" if recipe in ("vq", "fsq") else "latent_dim"
+    options = {"epochs": 1, size: 3, "device": "cpu", **width}
     # A probability of each of 256 levels needs values that have them.
     data = "mnist-5k" if recipe == "logistic" else "digits"
     succeed(
