@@ -25,10 +25,13 @@ $$\log P(k) = \log\frac{\Gamma(k + r)}{k!\,\Gamma(r)} + k \log\frac{\mu}{\mu + r
 
 and becomes the Poisson as r grows. Written so, large terms cancel: at r = 20,000 float32 has no correct second decimal.
 What is evaluated is arranged around \(\Gamma(k + r) / (\Gamma(r)\,r^k)\), which tends to 1.
+
+**Codes.** z itself may be discrete: `CodeMass` is what an encoder that quantises gives.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -246,6 +249,62 @@ class NegativeBinomial(_Independent):
         log_more = -F.logsigmoid(self.log_total - self.log_mean)  # log(1 + mean / r)
         ways = _log_rising(total, value) - torch.lgamma(value + 1)
         return self._over_event(ways + value * (self.log_mean - log_more) - total * log_more)
+
+
+class CodeMass(Distribution):
+    """All probability on one sequence of codes: what an encoder that quantises gives.
+
+    z is one of finitely many values, so this is a probability mass: its logarithm is 0 at its own value and minus
+    infinity everywhere else, and its entropy is 0. (A `Delta`, over a continuous z, has no density at all.)
+
+    Args:
+        z: The codes as vectors, `[*batch, T, D]`. The gradient of a draw is that of this tensor.
+        codes: The same as numbers, int64 `[*batch, T]`.
+        raw: What was quantised, `[*batch, T, D]`.
+
+    Example:
+        >>> z = torch.tensor([[1.0], [3.0]])
+        >>> q = CodeMass(z, torch.tensor([0, 1]), z)
+        >>> q.log_prob(torch.stack([z, z + 1])), q.entropy()
+        (tensor([0., -inf]), tensor(0.))
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012
+    has_rsample = True
+
+    def __init__(self, z: Tensor, codes: Tensor, raw: Tensor) -> None:
+        self.z = z
+        self.codes = codes
+        self.raw = raw
+        super().__init__(z.shape[:-2], z.shape[-2:], validate_args=False)
+
+    @property
+    def mean(self) -> Tensor:
+        """The one value, `[*batch, T, D]`."""
+        return self.z
+
+    @property
+    def mode(self) -> Tensor:
+        """The one value."""
+        return self.z
+
+    @property
+    def stddev(self) -> Tensor:
+        """Zero."""
+        return torch.zeros_like(self.z)
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """Returns the one value, `[*sample, *batch, T, D]`."""
+        return self.z.expand(self._extended_shape(torch.Size(sample_shape)))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Returns 0 where the value is the one there is, and minus infinity elsewhere, nats, `[*sample, *batch]`."""
+        own = (value == self.z).flatten(-2).all(-1)
+        return torch.where(own, 0.0, -math.inf).to(self.z.dtype)
+
+    def entropy(self) -> Tensor:
+        """Returns 0, `[*batch]`."""
+        return self.z.new_zeros(self.batch_shape)
 
 
 def _level_log_prob(loc: Tensor, log_scale: Tensor, value: Tensor) -> Tensor:

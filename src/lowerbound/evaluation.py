@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from lowerbound.data import Source, batches, derive_seed, generator
+from lowerbound.discrete import CodeMass
 from lowerbound.errors import UsageError
 from lowerbound.evidence import KHAT_LIMIT, log_evidence
-from lowerbound.metrics import active_units
+from lowerbound.heads import Quantiser
+from lowerbound.metrics import CodebookUsage, active_units, codebook_usage
 from lowerbound.model import VAE
 from lowerbound.tasks import inference
 from lowerbound.training import seed_everything
@@ -42,8 +44,9 @@ class Evaluation:
             their levels, so -(log_px + the source's log_correction) / (dimensions of x * log 2).
         ess_median: The median over examples of the effective sample size of the K weights.
         khat_bad: The fraction of examples whose k-hat is above 0.7; None if K is too small to tell.
-        active_units: Components of z whose posterior mean varies over the examples.
-        latent_dim: Components of z.
+        active_units: Components of z whose posterior mean varies over the examples; of discrete codes, positions whose
+            code does.
+        latent_dim: Components of z; of discrete codes, positions.
         posterior_gap: log_px - elbo, an estimate (from below) of the mean KL(q(z|x) || p(z|x)).
         likelihood: The likelihood head's name.
         is_likelihood: Whether the numbers are of a probability or density of the data.
@@ -230,9 +233,15 @@ def _measure(vae: VAE, x: Tensor, num_samples: int) -> dict[str, Tensor]:
     if not vae.has_density:
         trace = vae.trace(x)
         return {"distortion": -trace.log_px_z[0].double(), "mean": trace.z[0]}
-    evidence = log_evidence(vae, x, num_samples)
+    evidence = log_evidence(vae, x, _draws(vae, num_samples))
     named = ("distortion", "rate", "elbo", "log_px", "ess", "khat")
-    return {name: getattr(evidence, name) for name in named} | {"mean": vae.encoder(x).mean}
+    q = vae.encoder(x)
+    return {name: getattr(evidence, name) for name in named} | {"mean": q.codes if isinstance(q, CodeMass) else q.mean}
+
+
+def _draws(vae: VAE, num_samples: int) -> int:
+    # All draws of discrete codes are the same one.
+    return 1 if vae.has_codes else num_samples
 
 
 def _summary(
@@ -250,6 +259,8 @@ def _summary(
     khat = measured.get("khat", torch.tensor([math.nan]))
     khat_bad = None if khat.isnan().all() else (khat > KHAT_LIMIT).double().mean().item()
     distortion, distortion_stderr = mean("distortion"), stderr("distortion")
+    head = vae.encoder.head
+    usage = codebook_usage(measured["mean"], head.num_codes) if isinstance(head, Quantiser) else None
     assert distortion is not None
     assert distortion_stderr is not None
     return Evaluation(
@@ -261,7 +272,7 @@ def _summary(
         distortion_stderr=distortion_stderr,
         log_px=log_px,
         log_px_stderr=stderr("log_px"),
-        num_samples=num_samples,
+        num_samples=_draws(vae, num_samples),
         n=len(measured["distortion"]),
         bits_per_dim=(
             None
@@ -270,13 +281,24 @@ def _summary(
         ),
         ess_median=measured["ess"].median().item() if "ess" in measured else None,
         khat_bad=khat_bad,
-        active_units=int(active_units(measured["mean"].flatten(1)).sum()),
-        latent_dim=math.prod(vae.latent_shape),
-        posterior_gap=None if log_px is None or elbo is None else log_px - elbo,
+        active_units=int(active_units(measured["mean"].flatten(1)).sum()) if usage is None else usage.active,
+        latent_dim=math.prod(vae.latent_shape) if usage is None else usage.positions,
+        posterior_gap=None if log_px is None or elbo is None or vae.has_codes else log_px - elbo,
         likelihood=type(likelihood).__name__,
         is_likelihood=is_likelihood,
-        notes=(*_caveats(vae, source), *_trust(khat_bad), *notes),
+        notes=(*_caveats(vae, source), *_codes(usage), *_trust(khat_bad), *notes),
     )
+
+
+def _codes(usage: CodebookUsage | None) -> list[str]:
+    if usage is None:
+        return []
+    used = f"{usage.used} are used, with a perplexity of {usage.perplexity:.1f}"
+    lost = "log p(x) can only be higher, by how much is not known, and there is no posterior gap to give"
+    return [
+        f"z is {usage.positions} discrete codes, each one of {usage.num_codes}; {used}",
+        f"all of q(z|x) is on one sequence of codes, so any number of draws gives the ELBO again; {lost}",
+    ]
 
 
 def _caveats(vae: VAE, source: Source) -> list[str]:

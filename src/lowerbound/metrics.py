@@ -52,6 +52,59 @@ def active_units(means: Tensor, threshold: float = ACTIVE_THRESHOLD) -> Tensor:
     return means.double().var(0) > threshold
 
 
+@dataclass(frozen=True)
+class CodebookUsage:
+    """How a codebook is used by some examples.
+
+    Attributes:
+        perplexity: exp of the entropy of how often each code is used, over all examples and positions: in [1, K], and
+            K where all are used alike.
+        used: How many different codes are used.
+        num_codes: K, how many there are.
+        active: At how many positions more than one code is used.
+        positions: T, how many positions there are.
+    """
+
+    perplexity: float
+    used: int
+    num_codes: int
+    active: int
+    positions: int
+
+
+def codebook_usage(codes: Tensor, num_codes: int) -> CodebookUsage:
+    """Counts which codes are used.
+
+    The perplexity is that of the codes of all positions together; it says nothing of how codes hang together, which is
+    what the rate says.
+
+    Args:
+        codes: int64 `[N, T]`, each in [0, K), as `encode` gives them.
+        num_codes: K.
+
+    Raises:
+        UsageError: There are no codes, or they are not in that range.
+
+    Example:
+        >>> usage = codebook_usage(torch.tensor([[0, 1], [0, 3]]), num_codes=8)
+        >>> usage.used, usage.active, round(usage.perplexity, 3)
+        (3, 1, 2.828)
+    """
+    if codes.ndim != 2 or not codes.numel() or codes.min() < 0 or codes.max() >= num_codes:
+        raise UsageError(
+            f"Usage is counted of codes of shape [N, T], each from 0 to {num_codes - 1}; got {tuple(codes.shape)}"
+            + (f" with values from {codes.min().item()} to {codes.max().item()}." if codes.numel() else ".")
+        )
+    share = torch.bincount(codes.flatten(), minlength=num_codes).double() / codes.numel()
+    return CodebookUsage(
+        perplexity=torch.special.entr(share).sum().exp().item(),
+        used=int((share > 0).sum()),
+        num_codes=num_codes,
+        active=int((codes != codes[0]).any(0).sum()),
+        positions=codes.shape[1],
+    )
+
+
 def rate_per_dimension(q: Distribution, p: Distribution) -> Tensor:
     """Returns KL(q(z_d|x) || p(z_d)) for each component d of z: where the rate of an example goes.
 
@@ -195,6 +248,12 @@ def _check_information(vae: VAE, source: Source, outer: int, draws: int) -> None
         raise UsageError(
             "A Delta posterior has no density: z is a function of x, and their mutual information is not finite. Use "
             "active_units on the codes, or train with a DiagonalNormal posterior."
+        )
+    if vae.has_codes:
+        raise UsageError(
+            "z is a sequence of discrete codes here, and q(z) has no density: as the codes are a function of x, the "
+            "mutual information of both is the entropy of the sequences, at most the rate that evaluate gives. Use "
+            "codebook_usage on the codes that encode gives."
         )
     if len(source) < 2 or outer < 2 or draws < 1:
         raise UsageError(

@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 # The activations that networks are built with here, so that `lowerbound.nn` is enough to import.
@@ -293,6 +294,197 @@ def beside(shape: tuple[int, ...], num_classes: int, *, planes: bool = False) ->
             "planes out, and the label is a one-hot vector beside the flattened value."
         )
     return (shape[0] + num_classes, *shape[1:])
+
+
+class ConvToGrid(Network):
+    """Convolutions that halve a picture again and again and leave it one: `[C, H, W]` to `[channels[-1], h, w]`.
+
+    Where `ConvDown` ends in one vector, this ends in features for each place of a grid. As in the encoder of van den
+    Oord, Vinyals and Kavukcuoglu (2017, section 4.1): strided convolutions, one a level, then residual blocks. Any
+    height and width will do.
+
+    Args:
+        in_shape: `(C, H, W)`.
+        channels: Channels after each halving.
+        blocks: Residual blocks on the grid, at least 0.
+        activation: A `torch.nn` activation.
+
+    Raises:
+        UsageError: `in_shape` is not a picture, or is too small to be halved so often.
+
+    Example:
+        >>> ConvToGrid((1, 28, 28), (32, 64)).out_shape
+        (64, 7, 7)
+    """
+
+    def __init__(
+        self,
+        in_shape: tuple[int, ...],
+        channels: tuple[int, ...] = (32, 64),
+        blocks: int = 1,
+        activation: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        check_picture(in_shape, len(channels))
+        check_sizes(in_shape=in_shape, channels=channels, blocks=(blocks + 1,))
+        self.in_shape, self.channels, self.blocks = tuple(in_shape), tuple(channels), blocks
+        self.activation = nn.GELU() if activation is None else activation
+        self.out_shape = (channels[-1], *halvings(in_shape[1:], len(channels))[-1])
+        layers: list[nn.Module] = []
+        for before, after in pairwise((in_shape[0], *channels)):
+            layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), copy.deepcopy(self.activation)]
+        layers += [ConvBlock(channels[-1], copy.deepcopy(self.activation)) for _ in range(blocks)]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h: Tensor = self.layers(x)
+        return h
+
+
+class ConvFromGrid(Network):
+    """The reverse of `ConvToGrid`, from a sequence of vectors, one for each place of the grid, row by row.
+
+    `[T, D]` to features `[channels[0], H, W]` that lie on the picture.
+
+    Args:
+        in_shape: `(T, D)`, with T the number of places of the picture after all halvings.
+        picture: `(H, W)` of the output.
+        channels: As for `ConvToGrid`: the last is at the smallest size.
+        blocks: Residual blocks on the grid, at least 0.
+        activation: A `torch.nn` activation.
+
+    Raises:
+        UsageError: `picture` is too small to be halved so often, or T is not the number of places.
+
+    Example:
+        >>> ConvFromGrid((49, 16), (28, 28), (32, 64)).out_shape
+        (32, 28, 28)
+    """
+
+    def __init__(
+        self,
+        in_shape: tuple[int, ...],
+        picture: tuple[int, int],
+        channels: tuple[int, ...] = (32, 64),
+        blocks: int = 1,
+        activation: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        check_picture((1, *picture), len(channels))
+        check_sizes(in_shape=in_shape, channels=channels, blocks=(blocks + 1,))
+        sizes = halvings(picture, len(channels))[::-1]
+        if len(in_shape) != 2 or in_shape[0] != math.prod(sizes[0]):
+            raise UsageError(
+                f"A picture of {picture[0]} by {picture[1]} halved {len(channels)} times has {math.prod(sizes[0])} "
+                f"places, so the input should have the shape ({math.prod(sizes[0])}, D); got {tuple(in_shape)}."
+            )
+        self.in_shape, self.channels, self.blocks = tuple(in_shape), tuple(channels), blocks
+        self.picture = (picture[0], picture[1])
+        self.activation = nn.GELU() if activation is None else activation
+        self.out_shape = (channels[0], *picture)
+        act = self.activation
+        layers: list[nn.Module] = [
+            nn.Unflatten(2, sizes[0]),
+            nn.Conv2d(in_shape[1], channels[-1], 3, padding=1),
+            copy.deepcopy(act),
+            *(ConvBlock(channels[-1], copy.deepcopy(act)) for _ in range(blocks)),
+        ]
+        up = (*channels[::-1], channels[0])
+        for (before, after), (small, large) in zip(pairwise(up), pairwise(sizes), strict=True):
+            grow = (large[0] - (2 * small[0] - 1), large[1] - (2 * small[1] - 1))
+            layers += [nn.ConvTranspose2d(before, after, 3, 2, padding=1, output_padding=grow), copy.deepcopy(act)]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h: Tensor = self.layers(x.transpose(1, 2))
+        return h
+
+
+class ConvBlock(nn.Module):
+    """A residual block on a picture: two convolutions, added to what came in.
+
+    Args:
+        channels: Channels in and out.
+        activation: A `torch.nn` activation.
+    """
+
+    def __init__(self, channels: int, activation: nn.Module) -> None:
+        super().__init__()
+        self.channels, self.activation = channels, activation
+        self.layers = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, padding=1), activation, nn.Conv2d(channels, channels, 1)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        h: Tensor = x + self.layers(x)
+        return h
+
+
+class CausalTransformer(Network):
+    """A transformer in which each place of a sequence sees itself and what is before it.
+
+    Layers of attention and of an MLP, each added to what came in, normalised before (Vaswani et al., 2017; Radford et
+    al., 2019). A shorter sequence than `in_shape` says will do: its outputs are the first of the longer one's.
+
+    Args:
+        in_shape: `(T, W)`: T places of W features.
+        depth: Layers.
+        num_heads: Attention heads a layer; W is a multiple.
+
+    Raises:
+        UsageError: A size is below 1, or W is no multiple of the heads.
+
+    Example:
+        >>> import torch
+        >>> CausalTransformer((9, 16), depth=2, num_heads=2)(torch.zeros(5, 4, 16)).shape
+        torch.Size([5, 4, 16])
+    """
+
+    def __init__(self, in_shape: tuple[int, ...], depth: int = 2, num_heads: int = 4) -> None:
+        super().__init__()
+        check_sizes(in_shape=in_shape, depth=(depth,), num_heads=(num_heads,))
+        if len(in_shape) != 2 or in_shape[1] % num_heads:
+            raise UsageError(
+                f"A transformer maps sequences of shape (T, W), W a multiple of its number of heads; got {in_shape} "
+                f"and {num_heads} heads."
+            )
+        self.in_shape = self.out_shape = tuple(in_shape)
+        self.depth, self.num_heads = depth, num_heads
+        self.layers = nn.ModuleList(CausalLayer(in_shape[1], num_heads) for _ in range(depth))
+        self.norm = nn.LayerNorm(in_shape[1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        h: Tensor = self.norm(x)
+        return h
+
+
+class CausalLayer(nn.Module):
+    """One layer of a `CausalTransformer`.
+
+    Args:
+        width: Features of a place.
+        num_heads: Attention heads.
+    """
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.width, self.num_heads = width, num_heads
+        self.before = nn.LayerNorm(width)
+        self.project = nn.Linear(width, 3 * width)
+        self.gather = nn.Linear(width, width)
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = self.project(self.before(x)).unflatten(-1, (3, self.num_heads, -1))  # [B, T, 3, heads, W / heads]
+        query, key, value = heads.transpose(1, 3).unbind(2)
+        seen = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        x = x + self.gather(seen.transpose(1, 2).flatten(2))
+        h: Tensor = x + self.mlp(x)
+        return h
 
 
 def halvings(picture: tuple[int, ...], times: int) -> list[tuple[int, int]]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lowerbound.data import Source, batches, derive_seed
+from lowerbound.discrete import CodeMass
 from lowerbound.errors import UsageError
 from lowerbound.evidence.checks import draw as draw_z
 from lowerbound.model import VAE
@@ -127,7 +128,7 @@ def encode(
 
     Returns:
         `loc` and `scale`, the mean and standard deviation of q(z|x), each `[N, *latent]`; `z`, one draw, if asked for;
-        and `label`, `[N]`, if the source has labels.
+        `code`, int64 `[N, T]`, if z is a sequence of discrete codes; and `label`, `[N]`, if the source has labels.
     """
     parts: dict[str, list[Tensor]] = {}
     wanted = torch.arange(len(source)) if index is None else index
@@ -135,6 +136,8 @@ def encode(
         for batch in batches(source, wanted, _BATCH, device):
             q = vae.given(batch.label).encoder(batch.x)
             found = {"loc": q.mean, "scale": q.stddev}
+            if isinstance(q, CodeMass):
+                found["code"] = q.codes
             if draw:
                 found["z"] = q.rsample()
             for name, value in found.items():
@@ -159,6 +162,8 @@ def interpolate(
     A conditional model encodes each end with its own label, and decodes the whole line as one class: between two labels
     there is none. Where the ends share a class it is theirs, so that the ends come out as reconstructions; else `along`
     says which, and an end of another class comes out as one of that class in the same style.
+
+    Where codes are discrete, the line is between their vectors, and only its ends are codes that the decoder has seen.
 
     Args:
         vae: The model.

@@ -39,7 +39,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from lowerbound.errors import UsageError
-from lowerbound.evidence.checks import CHUNK, check_density, check_examples, draw, parts
+from lowerbound.evidence.checks import CHUNK, check_continuous, check_density, check_examples, draw, parts
 from lowerbound.evidence.streams import LogSums
 from lowerbound.model import VAE
 
@@ -213,6 +213,7 @@ class Path:
     @classmethod
     def of(cls, vae: VAE, x: Tensor, start: Start) -> Path:
         """The path of a model."""
+        check_continuous(vae, "to anneal along")
         p = vae.prior()
         if start is Start.PRIOR:
             return cls(

@@ -49,6 +49,16 @@ def parts(vae: VAE, x: Tensor, size: int) -> Iterator[tuple[VAE, Tensor]]:
         yield vae.part(rows), x[rows]
 
 
+def check_continuous(vae: VAE, purpose: str) -> None:
+    """Raises `UsageError` when z is discrete; `purpose` says what cannot be done with it."""
+    if vae.has_codes:
+        raise UsageError(
+            f"z is a sequence of discrete codes here, so that there is no density over real z {purpose}. What can be "
+            "had is the bound log p(x|z) + log p(z) at the encoder's own codes, by log_evidence or evaluate; with "
+            "defensive=Defensive(), log_evidence looks at draws from the prior as well."
+        )
+
+
 def draw(distribution: Distribution, draws: int, examples: int) -> Tensor:
     """Draws z, `[draws, examples, *latent]`, whether there is one distribution for all examples or one for each."""
     z: Tensor = distribution.sample((draws,) if distribution.batch_shape else (draws, examples))

@@ -39,7 +39,7 @@ from torch.distributions import Distribution, MultivariateNormal
 
 from lowerbound.distributions import DiagonalNormal, analytic_kl
 from lowerbound.errors import UsageError
-from lowerbound.evidence.checks import CHUNK, check_density, check_examples, parts
+from lowerbound.evidence.checks import CHUNK, check_continuous, check_density, check_examples, parts
 from lowerbound.evidence.proposals import Defensive, Mixture
 from lowerbound.evidence.streams import Tail
 from lowerbound.model import VAE
@@ -156,6 +156,7 @@ def posterior_gap(
         )
     check_examples(x)
     check_density(vae, "has no gap to log p(x)")
+    check_continuous(vae, "to fit a better q of")
     size = max(1, chunk // refinement.draws)
     found = [_gap(one, some, num_samples, refinement, chunk) for one, some in parts(vae, x, size)]
     return Gap(**{f.name: torch.cat([getattr(gap, f.name) for gap in found]) for f in fields(Gap)})

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from lowerbound.errors import UsageError
-from lowerbound.evidence.checks import CHUNK, check_examples, draw
+from lowerbound.evidence.checks import CHUNK, check_continuous, check_examples, draw
 from lowerbound.model import VAE
 
 # Nats below the peak at which the integrand is cut off, and the largest share of the mass that may lie at the border.
@@ -82,6 +82,7 @@ def quadrature_evidence(
             lies at the border of the grid.
     """
     check_examples(x)
+    check_continuous(vae, "to integrate on a grid")
     _check_grid(vae, points, reach)
     joint = _Joint(vae, x, chunk)
     axes = _first_axes(vae, x, points, reach)

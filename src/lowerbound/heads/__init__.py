@@ -22,6 +22,7 @@ from lowerbound.heads.likelihoods import (
     NormalPerDimension,
 )
 from lowerbound.heads.posteriors import Delta, DiagonalNormal, FlowedNormal, FullNormal
+from lowerbound.heads.quantisers import FiniteScalar, Quantiser, VectorQuantised
 
 __all__ = [
     "Bernoulli",
@@ -33,6 +34,7 @@ __all__ = [
     "DiagonalNormal",
     "DiscretisedLogistic",
     "DiscretisedLogisticMixture",
+    "FiniteScalar",
     "FlowedNormal",
     "FullNormal",
     "Head",
@@ -42,4 +44,6 @@ __all__ = [
     "Normal",
     "NormalPerDimension",
     "Poisson",
+    "Quantiser",
+    "VectorQuantised",
 ]

@@ -12,7 +12,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from lowerbound.errors import UsageError
-from lowerbound.heads import Conditional, Delta, Likelihood
+from lowerbound.heads import Conditional, Delta, Likelihood, Quantiser
 from lowerbound.model.trace import Trace
 from lowerbound.priors import Prior
 
@@ -110,8 +110,16 @@ class VAE(nn.Module):
 
     @property
     def has_density(self) -> bool:
-        """Whether q(z|x) has a density, so that there is a bound on log p(x); a plain autoencoder's has none."""
+        """Whether q(z|x) has a density, or a mass where z is discrete, so that there is a bound on log p(x).
+
+        A plain autoencoder's has none.
+        """
         return not isinstance(self.encoder.head, Delta)
+
+    @property
+    def has_codes(self) -> bool:
+        """Whether z is a sequence of discrete codes, with all of q(z|x) on one, and not a vector of real numbers."""
+        return isinstance(self.encoder.head, Quantiser)
 
     def trace(self, x: Tensor, num_samples: int = 1) -> Trace:
         """Draws z ~ q(z|x), differentiably, and evaluates the model there.

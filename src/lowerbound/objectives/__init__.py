@@ -1,7 +1,7 @@
 """Objectives: what is optimised, per example.
 
 Bounds on log p(x) (`bounds`), the bound with its rate held or taken apart (`regularised`), and discrepancies between
-the codes and the prior (`discrepancy`). `base` says what an objective is.
+the codes and the prior (`discrepancy`), and what trains discrete codes (`quantised`). `base` says what an objective is.
 """
 
 from lowerbound.objectives.base import Objective, Terms
@@ -18,6 +18,7 @@ from lowerbound.objectives.bounds import (
     StickingTheLanding,
 )
 from lowerbound.objectives.discrepancy import WAE, InfoVAE, InverseMultiquadratic, mmd
+from lowerbound.objectives.quantised import Quantised
 from lowerbound.objectives.regularised import (
     DIPVAE,
     Aggregate,
@@ -51,6 +52,7 @@ __all__ = [
     "MinibatchStratified",
     "MinibatchWeighted",
     "Objective",
+    "Quantised",
     "Reconstruction",
     "Reparameterised",
     "StickingTheLanding",

@@ -75,11 +75,22 @@ def risen(step: int | None, warmup: int) -> float:
 
 
 def require_density(vae: VAE) -> None:
-    """Raises `UsageError` for a posterior without a density."""
+    """Raises `UsageError` for a posterior without a density, or over discrete codes."""
+    refuse_codes(vae)
     if not vae.has_density:
         raise UsageError(
             "A Delta posterior has no density, so there is no bound to maximise and no KL: use the objective "
             "Reconstruction or WAE, or a posterior with a density, such as DiagonalNormal."
+        )
+
+
+def refuse_codes(vae: VAE) -> None:
+    """Raises `UsageError` for a z of discrete codes, through which an ordinary objective cannot be differentiated."""
+    if vae.has_codes:
+        raise UsageError(
+            f"A {type(vae.encoder.head).__name__} encoder gives discrete codes: its posterior is one sequence of codes "
+            "without noise, several draws are the same draw, and the codes have a training of their own. Use the "
+            "objective Quantised, which maximises the same bound, or a posterior over real z, such as DiagonalNormal."
         )
 
 

@@ -36,7 +36,7 @@ from torch import Tensor
 from lowerbound.errors import UsageError
 from lowerbound.model import VAE, Trace
 from lowerbound.nn import check_sizes
-from lowerbound.objectives.base import Objective, Terms, kl_of, require_density, risen
+from lowerbound.objectives.base import Objective, Terms, kl_of, refuse_codes, require_density, risen
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,8 @@ class Reconstruction(Objective):
         return Terms(distortion, distortion)
 
     def check(self, vae: VAE) -> None:
-        """Accepts any model."""
+        """Accepts any model but one of discrete codes."""
+        refuse_codes(vae)
 
     def notes(self) -> list[str]:
         return ["the model was trained to reconstruct, not to bound log p(x)"]

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lowerbound.errors import UsageError
 from lowerbound.model import VAE, Trace
-from lowerbound.objectives.base import Objective, Terms, kl_of, require_density, require_weights
+from lowerbound.objectives.base import Objective, Terms, kl_of, refuse_codes, require_density, require_weights
 
 _SCALES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 
@@ -175,7 +175,8 @@ class WAE(Objective):
         return Terms(loss, distortion, kl, -distortion - kl)
 
     def check(self, vae: VAE) -> None:
-        """Accepts any model."""
+        """Accepts any model but one of discrete codes."""
+        refuse_codes(vae)
 
     def notes(self) -> list[str]:
         weight = f"the discrepancy of q(z) from p(z) weighted by {self.lambda_:g}"

@@ -20,6 +20,7 @@ from collections.abc import Callable
 
 from lowerbound.recipes.base import BinariseName, LikelihoodName, Run
 from lowerbound.recipes.basic import autoencoder, conv, mlp, tutorial
+from lowerbound.recipes.codes import fsq, vq
 from lowerbound.recipes.family import (
     beta,
     dreg,
@@ -54,6 +55,8 @@ _FUNCTIONS = (
     sigma,
     logistic,
     ladder,
+    vq,
+    fsq,
 )
 RECIPES: dict[str, Callable[..., Run]] = {f.__name__.replace("_", "-"): f for f in _FUNCTIONS}
 
