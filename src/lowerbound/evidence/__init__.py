@@ -19,7 +19,7 @@ k-hat says when importance weighting is not enough: above 0.7 try a defensive pr
 
 from lowerbound.evidence.annealed import AnnealedEvidence, Annealing, Start, annealed_evidence
 from lowerbound.evidence.bidirectional import Bidirectional, bidirectional
-from lowerbound.evidence.gap import Gap, Refinement, posterior_gap
+from lowerbound.evidence.gap import Gap, Refinement, is_freeable, posterior_gap
 from lowerbound.evidence.importance import KHAT_LIMIT, Evidence, Sweep, log_evidence, sweep
 from lowerbound.evidence.proposals import Defensive
 from lowerbound.evidence.quadrature import QuadratureEvidence, quadrature_evidence
@@ -39,6 +39,7 @@ __all__ = [
     "Sweep",
     "annealed_evidence",
     "bidirectional",
+    "is_freeable",
     "log_evidence",
     "pareto_shape",
     "posterior_gap",
