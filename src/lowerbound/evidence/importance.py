@@ -37,6 +37,21 @@ _EXAMPLES = 20
 
 
 @dataclass(frozen=True)
+class Level:
+    """The importance-weighted bound with so many draws for each example, in nats.
+
+    Attributes:
+        num_samples: k.
+        log_px: L_k, averaged over the groups of k draws that there are, `[B]`.
+        stderr: Its Monte-Carlo standard error, `[B]`; NaN for a single draw.
+    """
+
+    num_samples: int
+    log_px: Tensor
+    stderr: Tensor
+
+
+@dataclass(frozen=True)
 class Evidence:
     """log p(x) and its parts for each example, in nats.
 
@@ -52,6 +67,7 @@ class Evidence:
         ess: Effective sample size, in [1, K], `[B]`.
         khat: Pareto shape of the largest weights, `[B]`; NaN where there are too few draws to tell.
         num_samples: K.
+        levels: The bound with other numbers of draws, as far as they were asked for.
     """
 
     log_px: Tensor
@@ -63,11 +79,18 @@ class Evidence:
     ess: Tensor
     khat: Tensor
     num_samples: int
+    levels: tuple[Level, ...] = ()
 
 
 @torch.no_grad()
 def log_evidence(
-    vae: VAE, x: Tensor, num_samples: int = 1000, *, defensive: Defensive | None = None, chunk: int = CHUNK
+    vae: VAE,
+    x: Tensor,
+    num_samples: int = 1000,
+    *,
+    ks: tuple[int, ...] = (),
+    defensive: Defensive | None = None,
+    chunk: int = CHUNK,
 ) -> Evidence:
     """Estimates log p(x) for each example by importance weighting (module docstring).
 
@@ -75,24 +98,30 @@ def log_evidence(
         vae: The model, in evaluation mode.
         x: Examples, `[B, *event]`.
         num_samples: K, the draws an example.
+        ks: Give the bound with k draws as well, for each of these, from 1 to K: `Evidence.levels`. It is taken from the
+            same draws, cut into K // k groups of k, and averaged over the groups.
         defensive: Draw from a mixture of q, q widened and the prior instead of q alone. The bound and its parts
             (`elbo`, `distortion`, `rate`) still are those of q, from the draws that q gave.
         chunk: Decoder inputs a pass (draws times examples); memory is proportional to it, the result does not depend
             on it but for the noise.
 
     Raises:
-        UsageError: `num_samples` is below 1, there are no examples, or q has no density.
+        UsageError: `num_samples` is below 1, there are no examples, or q has no density; a k is not from 1 to K, or is
+            asked for with a defensive proposal, whose draws are not alike.
     """
     check_draws(num_samples)
     check_examples(x)
     check_density(vae, "cannot propose draws to weigh")
+    _check_levels(ks, num_samples, defensive)
     strata: dict[int, LogSums] = {}
-    tail, terms = Tail(num_samples), _Terms()
+    tail, terms, levels = Tail(num_samples), _Terms(), [_Groups(k) for k in ks]
     draws = _plain(vae, x, num_samples, chunk) if defensive is None else _mixed(vae, x, num_samples, chunk, defensive)
     for stratum, trace, log_r in draws:
         log_w = trace.log_px_z + trace.log_pz - log_r
         strata.setdefault(stratum, LogSums()).add(log_w)
         tail.add(log_w)
+        for level in levels:
+            level.add(log_w)
         if stratum == 0:
             terms.add(trace)
     weights = pooled(list(strata.values()))
@@ -106,7 +135,20 @@ def log_evidence(
         ess=weights.ess,
         khat=tail.khat,
         num_samples=num_samples,
+        levels=tuple(Level(level.k, level.mean, level.stderr) for level in levels),
     )
+
+
+def _check_levels(ks: tuple[int, ...], num_samples: int, defensive: Defensive | None) -> None:
+    if ks and (min(ks) < 1 or max(ks) > num_samples):
+        raise UsageError(
+            f"The bound can be had for 1 to {num_samples} draws from as many; got ks={tuple(ks)}. Raise num_samples."
+        )
+    if ks and defensive is not None:
+        raise UsageError(
+            "The bound with fewer draws is taken from groups of them that are alike, and a defensive proposal's are "
+            "not: they come from one component after another. Leave out ks, or defensive."
+        )
 
 
 class _Terms:
@@ -208,13 +250,8 @@ def sweep(
     means, variances = [Moments() for _ in ks], [torch.zeros((), dtype=torch.float64) for _ in ks]
     for batch in [examples] if isinstance(examples, Tensor) else examples:
         for x in batch.split(max(1, min(_EXAMPLES, chunk))) if len(batch) else ():
-            levels = [_Level(k) for k in ks]
-            for _, trace, _ in _plain(vae, x, max(ks), chunk):
-                log_w = trace.log_w
-                for level in levels:
-                    level.add(log_w)
-            for i, level in enumerate(levels):
-                means[i].add(level.mean)
+            for i, level in enumerate(log_evidence(vae, x, max(ks), ks=tuple(ks), chunk=chunk).levels):
+                means[i].add(level.log_px)
                 variances[i] = variances[i] + level.stderr.square().sum().cpu()
     n = means[0].count
     if n == 0:
@@ -228,7 +265,7 @@ def sweep(
     )
 
 
-class _Level:
+class _Groups:
     """L_k for one k: log-mean weights over disjoint groups of k draws."""
 
     def __init__(self, k: int) -> None:
