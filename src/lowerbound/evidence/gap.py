@@ -14,10 +14,10 @@ result is held against the encoder's q on fresh draws, and the better of the two
 noise of that comparison. What is reported is then measured on fresh draws again, so it is not flattered by the choice.
 An optimiser that stops early makes the amortisation gap too small and the approximation gap too large by as much.
 
-**The family** of a normal posterior is all normals of its kind, diagonal or full. Of a posterior that a flow carries it is
-what the encoder can say of one example: any diagonal (or full) normal as its base and any context, carried by the flow
-with the weights that it has. Cremer et al. free the flow's weights for each example too, so their approximation gap of a
-flow is the smaller one, and their amortisation gap the larger.
+**The family** of a normal posterior is all normals of its kind, diagonal or full. Of a posterior that a flow carries it
+is what the encoder can say of one example: any diagonal (or full) normal as its base and any context, carried by the
+flow with the weights that it has. Cremer et al. free the flow's weights for each example too, so their approximation
+gap of a flow is the smaller one, and their amortisation gap the larger.
 
 **log p(x)** is the best of three importance-weighted bounds of K draws each: with q* as proposal, with a `Defensive`
 mixture around q* (which tends to be narrower than p(z|x), because it minimises KL(q || p(z|x))), and with the encoder's

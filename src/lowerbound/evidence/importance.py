@@ -67,6 +67,7 @@ class Evidence:
         ess: Effective sample size, in [1, K], `[B]`.
         khat: Pareto shape of the largest weights, `[B]`; NaN where there are too few draws to tell.
         num_samples: K.
+        rate_each: The rate of each component of z, `[B, *latent]`; None where it is no sum over them in closed form.
         levels: The bound with other numbers of draws, as far as they were asked for.
     """
 
@@ -79,6 +80,7 @@ class Evidence:
     ess: Tensor
     khat: Tensor
     num_samples: int
+    rate_each: Tensor | None = None
     levels: tuple[Level, ...] = ()
 
 
@@ -135,6 +137,7 @@ def log_evidence(
         ess=weights.ess,
         khat=tail.khat,
         num_samples=num_samples,
+        rate_each=terms.kl_each,
         levels=tuple(Level(level.k, level.mean, level.stderr) for level in levels),
     )
 
@@ -157,10 +160,11 @@ class _Terms:
     def __init__(self) -> None:
         self.log_px_z, self.log_ratio, self.log_w = Moments(), Moments(), Moments()
         self.kl: Tensor | None = None
+        self.kl_each: Tensor | None = None
 
     def add(self, trace: Trace) -> None:
         if self.log_px_z.count == 0:
-            self.kl = trace.kl
+            self.kl, self.kl_each = trace.kl, trace.kl_each
         self.log_px_z.add(trace.log_px_z)
         if self.kl is None:
             log_ratio = trace.log_qz - trace.log_pz

@@ -1,0 +1,70 @@
+"""What a number is not, in words."""
+
+from __future__ import annotations
+
+import math
+
+from lowerbound.data import Source
+from lowerbound.evaluation.measuring import Plan
+from lowerbound.evidence import KHAT_LIMIT
+from lowerbound.heads import FlowedNormal
+from lowerbound.metrics import Information
+from lowerbound.model import VAE
+
+# The share of examples with a high k-hat from which on something is said.
+_MANY = 0.1
+
+
+def caveats(vae: VAE, source: Source) -> list[str]:
+    """Returns what follows from the parts of the model and the kind of the data."""
+    likelihood, support = vae.likelihood, source.support
+    said = [text for text in (likelihood.relaxed.get(support), likelihood.caveats.get(support)) if text]
+    if not vae.has_density:
+        said.append(
+            "the posterior is a single point without a density: there is no rate, no bound and no evidence, only the "
+            "distortion"
+        )
+    elif source.log_correction and support in likelihood.exact:
+        said.append(
+            "x are 8-bit levels dequantised by uniform noise: the bound and log p(x) are of the density of x; for the "
+            f"probability of the levels add {source.log_correction:.3f} nats, which gives a lower bound on its "
+            "logarithm, as bits per dimension do"
+        )
+    if isinstance(vae.encoder.head, FlowedNormal):
+        said.append(
+            "the mean of a flowed posterior has no closed form: active_units goes by an average over 64 fixed pairs of "
+            "opposite draws; and mutual_information and marginal_kl, which need the flow's inverse for each pair of "
+            "examples, are left out"
+        )
+    return said
+
+
+def trust(khat_bad: float | None, split_khat_bad: float | None) -> list[str]:
+    """Returns which estimates the weights themselves cast doubt on."""
+    said = []
+    if khat_bad is not None and khat_bad >= _MANY:
+        finding = f"for {khat_bad:.0%} of the examples k-hat is above {KHAT_LIMIT}: few draws carry the weights"
+        said.append(f"{finding}, and log p(x) is likely higher than said; use more samples")
+    if split_khat_bad is not None and split_khat_bad >= _MANY:
+        finding = f"for {split_khat_bad:.0%} of the examples of the split even the best proposal has a k-hat above"
+        said.append(f"{finding} {KHAT_LIMIT}: approximation_gap and split_gap are likely larger than said")
+    return said
+
+
+def left_out(vae: VAE, plan: Plan, split_n: int) -> list[str]:
+    """Returns why the posterior gap could not be split, if it was to be."""
+    if not vae.has_density or plan.gap == 0 or split_n:
+        return []
+    head = type(vae.encoder.head).__name__
+    return [
+        f"the posterior gap is not split: how to look for the best posterior of one example is not known for {head}"
+    ]
+
+
+def ceiling(information: Information | None) -> list[str]:
+    """Returns that the information is as large as it can be told to be, if it is."""
+    if information is None or not information.saturated:
+        return []
+    most = f"log {information.n:,} = {math.log(information.n):.2f} nats"
+    near = f"mutual_information is near the most that {information.n:,} examples can show, {most}"
+    return [f"{near}: it is at least what is said, and marginal_kl at most"]
