@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -19,8 +20,9 @@ if TYPE_CHECKING:
 
 _QUIET_SECONDS = 10.0
 _REFRESH_SECONDS = 0.1
-# Components of z whose rates are printed.
+# Components of z whose rates are printed, and differences side by side: what fits in 80 columns.
 _COMPONENTS = 10
+_DIFFERENCES = 3
 
 stdout = Console(highlight=False)
 stderr = Console(stderr=True, highlight=False)
@@ -138,10 +140,10 @@ def _sections(result: Evaluation) -> dict[str, list[tuple[str, str, str]]]:
 
 
 def _evidence_rows(result: Evaluation) -> list[tuple[str, str, str]]:
-    rows = []
+    rows: list[tuple[str, str, str]] = []
     for point in reversed(result.sweep or ()):
         draws = f"{point.num_samples:,} {'draw' if point.num_samples == 1 else 'draws'}"
-        name, what = ("", f"with {draws}") if rows else ("-log p(x)", f"importance-weighted, {draws} an example")
+        name, what = ("", f"with {draws}") if rows else ("-log p(x)", f"with {draws} an example")
         rows.append((name, _number(point.log_px, point.log_px_stderr, -1), what))
     if result.log_px_mc_stderr is not None:
         rows.append(("  over the draws", f"± {result.log_px_mc_stderr:.3f}", "its error for these very examples"))
@@ -174,8 +176,8 @@ def _latent_rows(result: Evaluation) -> list[tuple[str, str, str]]:
         at_least, at_most = ("at least ", "at most ") if result.information_saturated else ("", "")
         mutual = _number(result.mutual_information, result.mutual_information_stderr)
         marginal = _number(result.marginal_kl, result.marginal_kl_stderr)
-        rows.append(("information", mutual, f"{at_least}I(x; z), the part of the rate on x"))
-        rows.append(("marginal KL", marginal, f"{at_most}KL(q(z) || p(z)), the rest of it"))
+        rows.append(("information", mutual, f"{at_least}I(x; z), what z says of x"))
+        rows.append(("marginal KL", marginal, f"{at_most}KL(q(z) || p(z)), the rest of the rate"))
     return rows
 
 
@@ -189,13 +191,16 @@ def _rates(result: Evaluation) -> str:
 
 def print_comparison(title: str, result: Comparison) -> None:
     """Prints several models side by side, and how each differs from the first."""
-    table = Table(title=escape(title), title_justify="left", header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    columns = ("run", "-ELBO", "rate", "-log p(x)", "gap", "active")
-    for column in columns:
-        table.add_column(column, no_wrap=column != "run", overflow="fold")
-    for name, one in zip(result.names, result.evaluations, strict=True):
+    stdout.print(f"[bold]{escape(title)}[/]")
+    for place, (name, one) in enumerate(zip(result.names, result.evaluations, strict=True), 1):
+        trained = "" if one.objective is None else f", trained with {one.objective}"
+        stdout.print(f"{place}: {escape(name)}{trained}", soft_wrap=not stdout.is_terminal)
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    for column in ("run", "-ELBO", "rate", "-log p(x)", "gap", "active"):
+        table.add_column(column, no_wrap=True)
+    for place, one in enumerate(result.evaluations, 1):
         table.add_row(
-            escape(name),
+            str(place),
             _number(one.elbo, one.elbo_stderr, -1),
             _number(one.rate),
             _number(one.log_px, one.log_px_stderr, -1),
@@ -203,22 +208,21 @@ def print_comparison(title: str, result: Comparison) -> None:
             f"{one.active_units} of {one.latent_dim}",
         )
     stdout.print(table)
-    for place, name in enumerate(result.names[1:], 1):
-        stdout.print(_differences(name, result, place))
+    others = range(1, len(result.names))
+    for start in others[::_DIFFERENCES]:
+        stdout.print(_differences(result, others[start - 1 : start - 1 + _DIFFERENCES]))
     stdout.print(
         f"Nats per example, {result.evaluations[0].num_samples:,} draws an example. A difference is taken example by "
         "example; its error is one standard error of those differences."
     )
-    for name, one in zip(result.names, result.evaluations, strict=True):
-        if one.objective is not None:
-            stdout.print(f"{escape(name)}: trained with {one.objective}.")
+    for place, one in enumerate(result.evaluations, 1):
         for note in one.notes:
-            stdout.print(f"{escape(name)}: {escape(note)}.")
+            stdout.print(f"{place}: {escape(note)}.")
 
 
-def _differences(name: str, result: Comparison, place: int) -> Table:
-    """How one model differs from the first: only what both have."""
-    differences = {
+def _differences(result: Comparison, places: Sequence[int]) -> Table:
+    """How some models differ from the first."""
+    measured = {
         "log p(x)": (result.log_px_difference, result.log_px_difference_stderr),
         "ELBO": (result.elbo_difference, result.elbo_difference_stderr),
         "rate": (result.rate_difference, result.rate_difference_stderr),
@@ -227,11 +231,12 @@ def _differences(name: str, result: Comparison, place: int) -> Table:
         "  approximation": (result.approximation_gap_difference, result.approximation_gap_difference_stderr),
         "  amortisation": (result.amortisation_gap_difference, result.amortisation_gap_difference_stderr),
     }
-    heading = f"{escape(name)} above {escape(result.names[0])}"
-    table = Table(title=heading, title_justify="left", show_header=False, box=None, pad_edge=False)
-    for what, (value, stderr) in differences.items():
-        if value[place] is not None:
-            table.add_row(what, _number(value[place], stderr[place], signed=True))
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    for column in ("above run 1", *(f"run {place + 1}" for place in places)):
+        table.add_column(column, no_wrap=True)
+    for name, (values, errors) in measured.items():
+        if any(values[place] is not None for place in places):
+            table.add_row(name, *(_number(values[place], errors[place], signed=True) for place in places))
     return table
 
 
