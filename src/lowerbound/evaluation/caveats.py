@@ -39,8 +39,8 @@ def caveats(vae: VAE, source: Source) -> list[str]:
     return said
 
 
-def trust(khat_bad: float | None, split_khat_bad: float | None) -> list[str]:
-    """Returns which estimates the weights themselves cast doubt on."""
+def trust(khat_bad: float | None, split_khat_bad: float | None, split_far: float | None) -> list[str]:
+    """Returns which estimates are in doubt by what was seen while they were made."""
     said = []
     if khat_bad is not None and khat_bad >= _MANY:
         finding = f"for {khat_bad:.0%} of the examples k-hat is above {KHAT_LIMIT}: few draws carry the weights"
@@ -48,6 +48,11 @@ def trust(khat_bad: float | None, split_khat_bad: float | None) -> list[str]:
     if split_khat_bad is not None and split_khat_bad >= _MANY:
         finding = f"for {split_khat_bad:.0%} of the examples of the split even the best proposal has a k-hat above"
         said.append(f"{finding} {KHAT_LIMIT}: approximation_gap and split_gap are likely larger than said")
+    if split_far is not None and split_far >= _MANY:
+        finding = f"for {split_far:.0%} of the examples of the split the best posterior is far from the encoder's, and"
+        said.append(
+            f"{finding} may not have been reached: amortisation_gap is then too small, approximation_gap too large"
+        )
     return said
 
 

@@ -192,6 +192,7 @@ def _split(
             measured.setdefault(kept, []).append(getattr(gap, name).cpu())
             measured.setdefault(f"{kept}_mc", []).append(getattr(gap, f"{name}_stderr").cpu())
         measured.setdefault("split_khat", []).append(gap.khat.cpu())
+        measured.setdefault("split_far", []).append(gap.far.double().cpu())
         tick(len(batch))
     return {name: torch.cat(parts) for name, parts in measured.items()}
 

@@ -184,7 +184,7 @@ def summary(
     assert distortion_stderr is not None
     said = (
         *caveats(vae, source),
-        *trust(khat_bad, split_khat_bad),
+        *trust(khat_bad, split_khat_bad, of.mean("split_far")),
         *left_out(vae, plan, split_n),
         *ceiling(information),
         *(objective.notes() if objective is not None else ()),

@@ -85,6 +85,8 @@ class Gap:
         elbo: L[q], `[B]`.
         elbo_stderr: `[B]`.
         khat: The Pareto shape of the weights that `log_px` comes from, `[B]`; above 0.7 do not trust `approximation`.
+        far: Whether the search for q* ended further from its start than half of what its steps can go, `[B]`; then q*
+            may not have been reached, and `approximation` is too large. More steps or a larger lr may get there.
     """
 
     approximation: Tensor
@@ -99,6 +101,7 @@ class Gap:
     elbo: Tensor
     elbo_stderr: Tensor
     khat: Tensor
+    far: Tensor
 
     def with_log_px(self, log_px: Tensor, stderr: Tensor) -> Gap:
         """Returns the gap with log p(x) and its standard error, `[B]` each, from elsewhere; `khat` becomes NaN."""
@@ -282,10 +285,12 @@ def _gap(vae: VAE, x: Tensor, num_samples: int, refinement: Refinement, chunk: i
     # Where the encoder's q is kept there is one distribution, not two, so that the difference is 0 and not noise.
     by_best = torch.where(better, _log_w(vae, x, Mixture([best], [num_samples]), chunk), by_q)
     by_mixture = _log_w(vae, x, Mixture.of(best, vae.prior(), num_samples, Defensive()), chunk)
-    return _from_weights(by_q, by_best, by_mixture)
+    # Adam goes at most its step size at a time, on a cosine half of that on average.
+    moved = torch.stack([(new - old).abs().flatten(1).amax(1) for new, old in zip(found, start, strict=True)]).amax(0)
+    return _from_weights(by_q, by_best, by_mixture, moved > 0.25 * refinement.lr * refinement.steps)
 
 
-def _from_weights(by_q: Tensor, by_best: Tensor, by_mixture: Tensor) -> Gap:
+def _from_weights(by_q: Tensor, by_best: Tensor, by_mixture: Tensor, far: Tensor) -> Gap:
     """Estimates the parts from log-weights `[K, B]` of draws from q, from q* and from a mixture around q*.
 
     Each number is a function of means over the draws, so by the delta method its error is that of the mean of its
@@ -312,6 +317,7 @@ def _from_weights(by_q: Tensor, by_best: Tensor, by_mixture: Tensor) -> Gap:
         elbo=elbo,
         elbo_stderr=_stderr(own),
         khat=tail.khat,
+        far=far,
     )
 
 
