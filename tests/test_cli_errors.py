@@ -144,6 +144,8 @@ def test_a_config_file_that_is_not_there_is_exit_2(given: list[str], tmp_path: P
         (["evaluate", "--samples", 0], ["--samples"]),
         (["evaluate", "--limit", 1], ["at least 2"]),
         (["evaluate", "--limit", -1], ["at least 2"]),
+        (["evaluate", "--gap", -1], ["--gap -1", "at least 2"]),
+        (["evaluate", "--gap", 1], ["--gap 1", "0 to leave"]),
         (["evaluate", "--split", "tset"], ["tset", "test?"]),
         (["evaluate", "--device", "tpu"], ["tpu", "cpu"]),
         (["sample", "--out", "x.png", "--n", 0], ["at least 1"]),

@@ -9,7 +9,7 @@ from torch.distributions import ContinuousBernoulli as TorchContinuousBernoulli
 from torch.distributions import Independent, Normal, kl_divergence
 
 import lowerbound as lb
-from lowerbound.distributions import Bernoulli, ContinuousBernoulli, Delta, DiagonalNormal, analytic_kl
+from lowerbound.distributions import Bernoulli, ContinuousBernoulli, Delta, DiagonalNormal, Mixture, analytic_kl
 
 LOGITS = torch.tensor([-300.0, -20.0, -1.0, -0.05, -1e-6, 0.0, 1e-4, 0.2, 3.0, 50.0], dtype=torch.float64)
 
@@ -118,3 +118,19 @@ def test_extreme_logits_stay_finite_with_their_gradients(family, dtype):
         (gradient,) = torch.autograd.grad(log_p.sum(), [logits])
         assert torch.isfinite(log_p).all()
         assert torch.isfinite(gradient).all()
+
+
+def test_a_mixtures_density_takes_memory_that_does_not_grow_with_the_values(monkeypatch):
+    torch.manual_seed(0)
+    components = DiagonalNormal(torch.randn(500, 32), torch.randn(500, 32))
+    mixture, z, seen = Mixture(torch.randn(500), components), torch.randn(10, 200, 32), []
+    whole = mixture.log_prob(z[:2, :3])
+    density = components.log_prob
+    monkeypatch.setattr(components, "log_prob", lambda value: seen.append(value.numel() * 500) or density(value))
+    with torch.no_grad():
+        found = mixture.log_prob(z)
+        assert mixture.log_prob(z[0, 0]).shape == ()
+        assert mixture.log_prob(z[:0]).shape == (0, 200)
+    assert found.shape == (10, 200)
+    assert torch.equal(found[:2, :3], whole)
+    assert max(seen) <= 1 << 18

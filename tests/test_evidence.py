@@ -12,6 +12,8 @@ from torch.distributions import MultivariateNormal, kl_divergence
 import lowerbound as lb
 from lowerbound import heads, spec
 from lowerbound.data import ArraySource, Support, generator
+from lowerbound.distributions import DiagonalNormal
+from lowerbound.distributions import FullNormal as FullNormalDistribution
 from lowerbound.errors import UsageError
 from lowerbound.evidence import (
     Annealing,
@@ -25,7 +27,9 @@ from lowerbound.evidence import (
     quadrature_evidence,
     sweep,
 )
+from lowerbound.evidence.gap import free
 from lowerbound.evidence.streams import LogSums, Moments, pooled, stratified_stderr
+from lowerbound.flows import Flowed, inverse_autoregressive, real_nvp
 from lowerbound.metrics import information, rate_per_dimension
 from lowerbound.model import VAE
 from lowerbound.nn import MLP, ConvDown, ConvUp, Tanh
@@ -384,6 +388,40 @@ def test_a_full_covariance_family_has_no_approximation_gap():
     assert (gap.amortisation > 0.1).all()
 
 
+@pytest.mark.parametrize("kind", ["diagonal", "full", "torch", "flowed", "flowed-with-context"])
+def test_a_freed_posterior_begins_as_itself_and_each_parameter_moves_it(kind):
+    torch.manual_seed(0)
+    loc, log_scale = torch.randn(4, 3).double(), torch.randn(4, 3).double()
+    tril = torch.randn(4, 3, 3).double().tril(-1) + torch.diag_embed(log_scale.exp())
+    q = {
+        "diagonal": lambda: DiagonalNormal(loc, log_scale),
+        "full": lambda: FullNormalDistribution(loc, tril),
+        "torch": lambda: MultivariateNormal(loc, scale_tril=tril),
+        "flowed": lambda: Flowed(FullNormalDistribution(loc, tril), real_nvp(3).double().eval()),
+        "flowed-with-context": lambda: Flowed(
+            DiagonalNormal(loc, log_scale),
+            scrambled(inverse_autoregressive(3, context_dim=2)),
+            torch.randn(4, 2).double(),
+        ),
+    }[kind]()
+    start, rebuild = free(q)
+    z = loc + torch.randn(5, 4, 3).double()
+    parameters = [parameter.requires_grad_() for parameter in start]
+    again = rebuild(parameters).log_prob(z)
+    torch.testing.assert_close(again, q.log_prob(z))
+    for gradient in torch.autograd.grad(again[0].sum(), parameters):
+        assert gradient.shape[0] == 4
+        assert (gradient.flatten(1) != 0).any(1).all(), "a parameter of each example"
+
+
+def scrambled(flow):
+    """Away from every start at zero."""
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return flow.double().eval()
+
+
 def test_log_px_from_elsewhere_moves_the_approximation_gap_alone():
     oracle = linear_gaussian(1, latent=4)
     torch.manual_seed(0)
@@ -513,6 +551,9 @@ def test_what_cannot_be_measured_is_refused_with_what_can():
         (lambda: posterior_gap(vae, x, 1), r"at least 2 draws.*num_samples=1.*1000"),
         (lambda: sweep(vae, x, ks=(0, 10)), r"at least 1 each.*\(0, 10\)"),
         (lambda: sweep(vae, x, ks=()), r"at least 1 each"),
+        (lambda: log_evidence(vae, x, 10, ks=(1, 20)), r"1 to 10 draws.*\(1, 20\)"),
+        (lambda: log_evidence(vae, x, 10, ks=(0,)), r"1 to 10 draws"),
+        (lambda: log_evidence(vae, x, 10, ks=(1,), defensive=Defensive()), r"groups of them that are alike"),
         (lambda: sweep(vae, iter(())), r"at least one example"),
         (lambda: sweep(vae, none), r"at least one example"),
         (lambda: log_evidence(vae, none), r"at least one example"),

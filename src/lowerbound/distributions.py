@@ -36,6 +36,9 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints, kl, register_kl
 
 _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
+# Numbers at a time in the array of all values against all components of a mixture, where no gradient is wanted: few
+# enough to stay in the processor's cache.
+_PIECE = 1 << 18
 
 
 class DiagonalNormal(Distribution):
@@ -322,7 +325,19 @@ class Mixture(Distribution):
             return self.components[which].sample().reshape(shape + self.event_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Returns the log-density, nats, `[*sample]`."""
+        """Returns the log-density, nats, `[*sample]`.
+
+        Without gradients, values are taken a few at a time, so that memory does not grow with values times components;
+        with them, all of it must be remembered anyway.
+        """
+        if torch.is_grad_enabled():
+            return self._log_prob(value)
+        flat = value.reshape(-1, *self.event_shape)
+        at_once = max(1, _PIECE // (len(self.logits) * self.event_shape.numel()))
+        shape = value.shape[: value.ndim - len(self.event_shape)]
+        return torch.cat([self._log_prob(part) for part in flat.split(at_once)]).reshape(shape)
+
+    def _log_prob(self, value: Tensor) -> Tensor:
         each = self.components.log_prob(value.unsqueeze(-1 - len(self.event_shape)))
         return torch.logsumexp(self.logits.log_softmax(0) + each, -1)
 

@@ -281,12 +281,17 @@ def training_of(record: dict[str, Any]) -> Training:
     return training
 
 
-def notes_of(record: dict[str, Any]) -> tuple[str, ...]:
-    """Returns what a reader must know of how a saved run was trained."""
+def objective_of(record: dict[str, Any]) -> Objective:
+    """Returns what a saved run minimised."""
     objective = spec.build(record.get("objective"))
     if not isinstance(objective, Objective):
         raise CheckpointError("run.json does not describe an objective; the run is damaged.")
-    said, view = list(objective.notes()), view_of(record)
+    return objective
+
+
+def notes_of(record: dict[str, Any]) -> tuple[str, ...]:
+    """Returns what a reader must know of how a saved run was trained."""
+    said, view = list(objective_of(record).notes()), view_of(record)
     if view.joined:
         said.append("the model was trained on all training examples, validation included: nothing was selected on it")
     if view.binarise is Binarise.DYNAMIC:

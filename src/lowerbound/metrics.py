@@ -197,10 +197,18 @@ class Information:
 
 
 @torch.no_grad()
-def information(vae: VAE, source: Source, *, outer: int = 2000, draws: int = 1, chunk: int = 1_000_000) -> Information:
+def information(
+    vae: VAE,
+    source: Source,
+    *,
+    index: Tensor | None = None,
+    outer: int = 2000,
+    draws: int = 1,
+    chunk: int = 1_000_000,
+) -> Information:
     """Estimates the mutual information I_q(x; z) and the marginal KL(q(z) || p(z)).
 
-    It takes log q(z|x_n) - log q(z) at draws z of q(z|x_n), with q(z) the mixture over the whole source. For *these* N
+    It takes log q(z|x_n) - log q(z) at draws z of q(z|x_n), with q(z) the mixture over all N examples. For *these* N
     examples, each as likely as any other, that is unbiased. As an estimate for the distribution that they come from,
     I_q is biased downwards: x_n is itself among the N, so that it is at most log N whatever the encoder does (7.6 nats
     for 2,000 examples, 11 for 60,000), and in expectation it never exceeds the true value (Poole, Ozair, van den Oord,
@@ -213,6 +221,7 @@ def information(vae: VAE, source: Source, *, outer: int = 2000, draws: int = 1, 
     Args:
         vae: The model, in evaluation mode.
         source: The examples.
+        index: Which of them q(z) is made of, int64 `[N]`; all by default.
         outer: How many of them to average over, picked by a fixed seed; all if there are fewer.
         draws: Draws z an example.
         chunk: Numbers at a time in the matrix of all z against all x.
@@ -220,30 +229,32 @@ def information(vae: VAE, source: Source, *, outer: int = 2000, draws: int = 1, 
     Raises:
         UsageError: There are fewer than 2 examples, `outer` is below 2 or `draws` below 1, or q has no density.
     """
-    _check_information(vae, source, outer, draws)
+    index = torch.arange(len(source)) if index is None else index
+    _check_information(vae, len(index), outer, draws)
     device = next(vae.parameters()).device
-    vae.check_labels(source.labels)
+    labels = None if source.labels is None else source.labels[index]
+    vae.check_labels(labels)
     posteriors, found = [], []
-    for batch in batches(source, torch.arange(len(source)), _BATCH, device):
+    for batch in batches(source, index, _BATCH, device):
         one = vae.given(batch.label)
         q = one.encoder(batch.x)
         posteriors.append(q)
         found.append(_drawn(q, one.prior(), draws))
     # Everything is drawn in one pass and picked from afterwards: a source may binarise anew at each.
-    picked = torch.randperm(len(source), generator=generator(_OUTER_SEED))[:outer].sort().values.to(device)
+    picked = torch.randperm(len(index), generator=generator(_OUTER_SEED))[:outer].sort().values.to(device)
     z, log_qz_x, rate = (torch.cat(parts, 1)[:, picked] for parts in zip(*found, strict=True))
     at_once = max(1, chunk // (_BATCH * draws * math.prod(vae.latent_shape)))
-    among = _among(vae, source, picked)
+    among = _among(vae, labels, picked)
     masks = among.split(at_once) if among is not None else itertools.repeat(None)
     log_qz = torch.cat([_log_aggregate(posteriors, *part) for part in zip(z.split(at_once, 1), masks, strict=False)], 1)
-    ceiling = math.log(len(source)) if among is None else among.sum(1).log().mean().item()
+    ceiling = math.log(len(index)) if among is None else among.sum(1).log().mean().item()
     mutual, rate = (log_qz_x - log_qz).mean(0), rate.mean(0)
     (info, info_error), (marginal, marginal_error), (mean, error) = map(_mean_and_error, (mutual, rate - mutual, rate))
-    n, outer = len(source), len(picked)
+    n, outer = len(index), len(picked)
     return Information(info, info_error, marginal, marginal_error, mean, error, n=n, outer=outer, ceiling=ceiling)
 
 
-def _check_information(vae: VAE, source: Source, outer: int, draws: int) -> None:
+def _check_information(vae: VAE, examples: int, outer: int, draws: int) -> None:
     if not vae.has_density:
         raise UsageError(
             "A Delta posterior has no density: z is a function of x, and their mutual information is not finite. Use "
@@ -255,10 +266,10 @@ def _check_information(vae: VAE, source: Source, outer: int, draws: int) -> None
             "mutual information of both is the entropy of the sequences, at most the rate that evaluate gives. Use "
             "codebook_usage on the codes that encode gives."
         )
-    if len(source) < 2 or outer < 2 or draws < 1:
+    if examples < 2 or outer < 2 or draws < 1:
         raise UsageError(
-            "The mutual information needs at least 2 examples in the source and in the outer mean, and at least 1 draw "
-            f"of each; got {len(source)} examples, outer={outer}, draws={draws}."
+            "The mutual information needs at least 2 examples for q(z) and in the outer mean, and at least 1 draw "
+            f"of each; got {examples} examples, outer={outer}, draws={draws}."
         )
 
 
@@ -271,11 +282,11 @@ def _drawn(q: Distribution, p: Distribution, draws: int) -> tuple[Tensor, Tensor
     return z, log_qz_x, rate
 
 
-def _among(vae: VAE, source: Source, picked: Tensor) -> Tensor | None:
+def _among(vae: VAE, labels: Tensor | None, picked: Tensor) -> Tensor | None:
     """Returns which examples q(z|c) is a mixture of, for those picked, bool `[outer, N]`; None where it is all."""
-    if not vae.classes or source.labels is None:
+    if not vae.classes or labels is None:
         return None
-    labels = source.labels.to(picked.device)
+    labels = labels.to(picked.device)
     return labels[picked, None] == labels
 
 

@@ -10,6 +10,9 @@ from cyclopts import Parameter
 from lowerbound.cli.show import print_comparison, print_evaluation, print_json, stderr
 from lowerbound.errors import UsageError
 
+# As `lowerbound.evaluation` has it; that would import torch for `--help`.
+SPLIT_EXAMPLES = 32
+
 
 def evaluate(
     run: Path,
@@ -19,6 +22,7 @@ def evaluate(
     split: str = "test",
     samples: int = 100,
     limit: int | None = None,
+    gap: int = SPLIT_EXAMPLES,
     seed: int = 0,
     data_dir: Path | None = None,
     device: str = "auto",
@@ -40,6 +44,10 @@ def evaluate(
         K, importance samples an example for log p(x).
     limit
         Measure only so many examples, picked by a fixed seed.
+    gap
+        Split the posterior gap into what the family of q and what the encoder falls
+        short of, on so many of these; 0 to leave it out. An example takes as long as
+        some thousand samples.
     seed
         Seeds the draws.
     data_dir
@@ -65,7 +73,9 @@ def evaluate(
             source,
             num_samples=samples,
             limit=limit,
+            gap=gap,
             seed=seed,
+            objective=saved.objective,
             notes=saved.notes,
             on_progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
@@ -80,6 +90,7 @@ def compare(
     split: str = "test",
     samples: int = 100,
     limit: int | None = None,
+    gap: int = SPLIT_EXAMPLES,
     seed: int = 0,
     data_dir: Path | None = None,
     device: str = "auto",
@@ -102,6 +113,9 @@ def compare(
         K, importance samples an example for log p(x).
     limit
         Measure only so many examples, the same for all, picked by a fixed seed.
+    gap
+        Split the posterior gap on so many of these, the same for all; 0 to leave it
+        out.
     seed
         Seeds the draws.
     data_dir
@@ -135,7 +149,9 @@ def compare(
             saved[first].data.split(split),
             num_samples=samples,
             limit=limit,
+            gap=gap,
             seed=seed,
+            objectives={name: one.objective for name, one in saved.items()},
             notes={name: one.notes for name, one in saved.items()},
             on_progress=lambda done, total: bar.update(task, completed=done, total=total),
         )

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from lowerbound.checkpoint import RunFolder
 from lowerbound.data import Data
-from lowerbound.experiment import notes_of, view_of
+from lowerbound.experiment import notes_of, objective_of, view_of
 from lowerbound.model import VAE
+from lowerbound.objectives import Objective
 
 
 @dataclass(frozen=True)
@@ -19,11 +20,13 @@ class Saved:
         vae: The model.
         data: The source asked for, or the run's own, seen as in training.
         notes: What a reader of its numbers must know.
+        objective: What trained the model.
     """
 
     vae: VAE
     data: Data
     notes: tuple[str, ...]
+    objective: Objective
 
 
 def open_saved(run: Path, source: str | None = None, data_dir: Path | None = None) -> Saved:
@@ -41,4 +44,4 @@ def open_saved(run: Path, source: str | None = None, data_dir: Path | None = Non
     fingerprints = described.get("fingerprint")
     if source is None and isinstance(fingerprints, dict) and data.test.fingerprint != fingerprints.get("test"):
         notes.append(f"the test split of {data.name} is not the one of the training any more: its values have changed")
-    return Saved(saved.vae, data, tuple(notes))
+    return Saved(saved.vae, data, tuple(notes), objective_of(saved.record))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
 
 _QUIET_SECONDS = 10.0
 _REFRESH_SECONDS = 0.1
+# Components of z whose rates are printed, and differences side by side: what fits in 80 columns.
+_COMPONENTS = 10
+_DIFFERENCES = 3
 
 stdout = Console(highlight=False)
 stderr = Console(stderr=True, highlight=False)
@@ -95,65 +100,147 @@ def format_line(line: dict[str, Any]) -> str:
 
 def print_evaluation(title: str, result: Evaluation) -> None:
     """Prints the table of an evaluation, with its notes in words beneath."""
-    table = Table(title=escape(title), title_justify="left", show_header=True, header_style="bold")
-    table.add_column("")
-    table.add_column(f"nats per {'example' if result.is_likelihood else 'example (no likelihood, see below)'}")
-    table.add_column("what it is")
-    table.add_row(
-        "-ELBO", _number(result.elbo, result.elbo_stderr, -1), "distortion + rate, an upper bound on -log p(x)"
-    )
-    table.add_row("distortion", _number(result.distortion, result.distortion_stderr), "-E log p(x|z) under q(z|x)")
-    table.add_row("rate", _number(result.rate, result.rate_stderr), "KL(q(z|x) || p(z))")
-    table.add_row(
-        "-log p(x)",
-        _number(result.log_px, result.log_px_stderr, -1),
-        f"importance-weighted with {result.num_samples:,} draws an example",
-    )
-    table.add_row("posterior gap", _number(result.posterior_gap), "log p(x) - ELBO, at most KL(q(z|x) || p(z|x))")
-    if result.bits_per_dim is not None:
-        table.add_row("bits/dim", f"{result.bits_per_dim:.4f}", "-log p(x) per dimension of x")
+    stdout.print(f"[bold]{escape(title)}[/]")
+    trained = "" if result.objective is None else f", trained with {result.objective}"
+    measure = "nats per example" if result.is_likelihood else "nats per example, but of no likelihood (see below)"
+    stdout.print(f"{result.n:,} examples, {result.likelihood} likelihood{trained}; {measure}")
+    table = Table(box=box.SIMPLE_HEAD, show_header=False, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column()
+    for name, rows in _sections(result).items():
+        if rows:
+            table.add_row(f"[bold]{name}[/]")
+            for row in rows:
+                table.add_row(*row)
+            table.add_section()
     stdout.print(table)
-    spread = "" if result.ess_median is None else f" Effective draws (median): {result.ess_median:.1f}."
-    stdout.print(
-        f"{result.n:,} examples; {result.likelihood} likelihood; {result.active_units} of {result.latent_dim} latent "
-        f"components active.{spread} An error is one standard error over the examples."
-    )
+    if result.rate_per_dimension is not None:
+        stdout.print(_rates(result))
+    stdout.print("An error is one standard error over the examples, unless it says that it is over the draws.")
     for note in result.notes:
         stdout.print(f"Note: {escape(note)}.")
 
 
+def _sections(result: Evaluation) -> dict[str, list[tuple[str, str, str]]]:
+    """The rows of the table, grouped: a name, a number and what it is."""
+    distortion = ("distortion", _number(result.distortion, result.distortion_stderr), "-E log p(x|z) under q(z|x)")
+    if result.elbo is None:
+        return {"bound": [distortion], "latent space": _latent_rows(result)}
+    return {
+        "bound": [
+            ("-ELBO", _number(result.elbo, result.elbo_stderr, -1), "distortion + rate; at least -log p(x)"),
+            distortion,
+            ("rate", _number(result.rate, result.rate_stderr), "KL(q(z|x) || p(z))"),
+        ],
+        "evidence": _evidence_rows(result),
+        "posterior gap": _gap_rows(result),
+        "latent space": _latent_rows(result),
+    }
+
+
+def _evidence_rows(result: Evaluation) -> list[tuple[str, str, str]]:
+    rows: list[tuple[str, str, str]] = []
+    for point in reversed(result.sweep or ()):
+        draws = f"{point.num_samples:,} {'draw' if point.num_samples == 1 else 'draws'}"
+        name, what = ("", f"with {draws}") if rows else ("-log p(x)", f"with {draws} an example")
+        rows.append((name, _number(point.log_px, point.log_px_stderr, -1), what))
+    if result.log_px_mc_stderr is not None:
+        rows.append(("  over the draws", f"± {result.log_px_mc_stderr:.3f}", "its error for these very examples"))
+    if result.bits_per_dim is not None:
+        rows.append(("bits/dim", f"{result.bits_per_dim:.4f}", "-log p(x) per dimension of x"))
+    if result.ess_median is not None:
+        rows.append(("effective draws", f"{result.ess_median:.1f}", f"of {result.num_samples:,}, the median example's"))
+    if result.khat_bad is not None:
+        rows.append(("k-hat above 0.7", f"{result.khat_bad:.0%}", "of the examples: too few draws for them"))
+    return rows
+
+
+def _gap_rows(result: Evaluation) -> list[tuple[str, str, str]]:
+    gap = _number(result.posterior_gap, result.posterior_gap_stderr)
+    rows = [("log p(x) - ELBO", gap, "at most KL(q(z|x) || p(z|x))")]
+    if result.split_n:
+        approximation = _number(result.approximation_gap, result.approximation_gap_stderr)
+        amortisation = _number(result.amortisation_gap, result.amortisation_gap_stderr)
+        total = _number(result.split_gap, result.split_gap_stderr)
+        rows.append((f"of {result.split_n:,} examples", total, "with better proposals; the sum of"))
+        rows.append(("  approximation", approximation, "what the best q of its family lacks"))
+        rows.append(("  amortisation", amortisation, "what the encoder's q lacks of that one"))
+    return rows
+
+
+def _latent_rows(result: Evaluation) -> list[tuple[str, str, str]]:
+    active = f"{result.active_units} of {result.latent_dim}"
+    rows = [("active", active, "components whose mean varies")]
+    if result.information_n is not None:
+        at_least, at_most = ("at least ", "at most ") if result.information_saturated else ("", "")
+        mutual = _number(result.mutual_information, result.mutual_information_stderr)
+        marginal = _number(result.marginal_kl, result.marginal_kl_stderr)
+        rows.append(("information", mutual, f"{at_least}I(x; z), what z says of x"))
+        rows.append(("marginal KL", marginal, f"{at_most}KL(q(z) || p(z)), the rest of the rate"))
+    return rows
+
+
+def _rates(result: Evaluation) -> str:
+    """The largest rates of components in a line."""
+    largest = sorted(result.rate_per_dimension or (), reverse=True)
+    shown = " ".join(f"{rate:.2f}" for rate in largest[:_COMPONENTS])
+    more = len(largest) - _COMPONENTS
+    return f"Rate of each component, largest first: {shown}{f' and {more} more' if more > 0 else ''}."
+
+
 def print_comparison(title: str, result: Comparison) -> None:
     """Prints several models side by side, and how each differs from the first."""
-    table = Table(title=escape(title), title_justify="left", header_style="bold")
-    for column in ("run", "-ELBO", "-log p(x)", "log p(x) above the first", "ELBO above the first", "active"):
-        table.add_column(column)
-    rows = zip(
-        result.names,
-        result.evaluations,
-        zip(result.log_px_difference, result.log_px_difference_stderr, strict=True),
-        zip(result.elbo_difference, result.elbo_difference_stderr, strict=True),
-        strict=True,
-    )
-    for place, (name, one, log_px, elbo) in enumerate(rows):
+    stdout.print(f"[bold]{escape(title)}[/]")
+    for place, (name, one) in enumerate(zip(result.names, result.evaluations, strict=True), 1):
+        trained = "" if one.objective is None else f", trained with {one.objective}"
+        stdout.print(f"{place}: {escape(name)}{trained}", soft_wrap=not stdout.is_terminal)
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    for column in ("run", "-ELBO", "rate", "-log p(x)", "gap", "active"):
+        table.add_column(column, no_wrap=True)
+    for place, one in enumerate(result.evaluations, 1):
         table.add_row(
-            escape(name),
+            str(place),
             _number(one.elbo, one.elbo_stderr, -1),
+            _number(one.rate),
             _number(one.log_px, one.log_px_stderr, -1),
-            _number(*log_px) if place else "",
-            _number(*elbo) if place else "",
+            _number(one.posterior_gap),
             f"{one.active_units} of {one.latent_dim}",
         )
     stdout.print(table)
+    others = range(1, len(result.names))
+    for start in others[::_DIFFERENCES]:
+        stdout.print(_differences(result, others[start - 1 : start - 1 + _DIFFERENCES]))
     stdout.print(
         f"Nats per example, {result.evaluations[0].num_samples:,} draws an example. A difference is taken example by "
         "example; its error is one standard error of those differences."
     )
-    for name, one in zip(result.names, result.evaluations, strict=True):
+    for place, one in enumerate(result.evaluations, 1):
         for note in one.notes:
-            stdout.print(f"{escape(name)}: {escape(note)}.")
+            stdout.print(f"{place}: {escape(note)}.")
 
 
-def _number(value: float | None, stderr: float | None = None, sign: int = 1) -> str:
+def _differences(result: Comparison, places: Sequence[int]) -> Table:
+    """How some models differ from the first."""
+    measured = {
+        "log p(x)": (result.log_px_difference, result.log_px_difference_stderr),
+        "ELBO": (result.elbo_difference, result.elbo_difference_stderr),
+        "rate": (result.rate_difference, result.rate_difference_stderr),
+        "distortion": (result.distortion_difference, result.distortion_difference_stderr),
+        "posterior gap": (result.posterior_gap_difference, result.posterior_gap_difference_stderr),
+        "  approximation": (result.approximation_gap_difference, result.approximation_gap_difference_stderr),
+        "  amortisation": (result.amortisation_gap_difference, result.amortisation_gap_difference_stderr),
+    }
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    for column in ("above run 1", *(f"run {place + 1}" for place in places)):
+        table.add_column(column, no_wrap=True)
+    for name, (values, errors) in measured.items():
+        if any(values[place] is not None for place in places):
+            table.add_row(name, *(_number(values[place], errors[place], signed=True) for place in places))
+    return table
+
+
+def _number(value: float | None, stderr: float | None = None, sign: int = 1, *, signed: bool = False) -> str:
     if value is None:
         return "none"
-    return f"{sign * value:.3f}" + ("" if stderr is None else f" ± {stderr:.3f}")
+    return f"{sign * value:{'+' if signed else ''}.3f}" + ("" if stderr is None else f" ± {stderr:.3f}")

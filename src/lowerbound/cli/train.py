@@ -326,7 +326,7 @@ def _carry_out(experiment: Experiment, common: Common) -> int:
 def _close(experiment: Experiment, common: Common) -> None:
     """Draws the figures, measures the model on validation (or training, if that is all there is), and says so."""
     from lowerbound.evaluation import evaluate
-    from lowerbound.experiment import notes_of
+    from lowerbound.experiment import notes_of, objective_of
 
     written = experiment.draw_figures()
     data, folder = experiment.run.data, experiment.folder
@@ -337,6 +337,8 @@ def _close(experiment: Experiment, common: Common) -> None:
         data.split(split),
         num_samples=_CLOSING_SAMPLES,
         limit=_CLOSING_EXAMPLES,
+        gap=0,
+        objective=objective_of(saved.record),
         notes=notes_of(saved.record),
     )
     seconds = experiment.state.seconds

@@ -8,7 +8,7 @@ has no closed form. There are several ways to it, and none is best everywhere:
 |---|---|---|
 | `log_evidence` | a lower bound by importance weighting, with its error and k-hat | a q that covers p(z\|x) |
 | `log_evidence(..., defensive=Defensive())` | the same, from a mixture that is wider than q | a q that is not far off |
-| `sweep` | the bound against the number of draws | as above |
+| `log_evidence(..., ks=...)`, `sweep` | the bound against the number of draws, from one set of draws | as above |
 | `annealed_evidence` | a lower bound by annealing, tighter with more temperatures | time |
 | `bidirectional` | how far annealing is from the truth | data simulated from the model |
 | `quadrature_evidence` | log p(x) and p(z\|x) themselves | 1 or 2 latent components |
@@ -21,8 +21,8 @@ k-hat says when importance weighting is not enough: above 0.7 try a defensive pr
 from lowerbound.evidence.annealed import AnnealedEvidence, Annealing, Start, annealed_evidence
 from lowerbound.evidence.bidirectional import Bidirectional, bidirectional
 from lowerbound.evidence.classes import ClassEvidence, class_evidence
-from lowerbound.evidence.gap import Gap, Refinement, posterior_gap
-from lowerbound.evidence.importance import KHAT_LIMIT, Evidence, Sweep, log_evidence, sweep
+from lowerbound.evidence.gap import Gap, Refinement, is_freeable, posterior_gap
+from lowerbound.evidence.importance import KHAT_LIMIT, Evidence, Level, Sweep, log_evidence, sweep
 from lowerbound.evidence.proposals import Defensive
 from lowerbound.evidence.quadrature import QuadratureEvidence, quadrature_evidence
 from lowerbound.evidence.streams import pareto_shape
@@ -36,6 +36,7 @@ __all__ = [
     "Defensive",
     "Evidence",
     "Gap",
+    "Level",
     "QuadratureEvidence",
     "Refinement",
     "Start",
@@ -43,6 +44,7 @@ __all__ = [
     "annealed_evidence",
     "bidirectional",
     "class_evidence",
+    "is_freeable",
     "log_evidence",
     "pareto_shape",
     "posterior_gap",

@@ -14,6 +14,11 @@ result is held against the encoder's q on fresh draws, and the better of the two
 noise of that comparison. What is reported is then measured on fresh draws again, so it is not flattered by the choice.
 An optimiser that stops early makes the amortisation gap too small and the approximation gap too large by as much.
 
+**The family** of a normal posterior is all normals of its kind, diagonal or full. Of a posterior that a flow carries it
+is what the encoder can say of one example: any diagonal (or full) normal as its base and any context, carried by the
+flow with the weights that it has. Cremer et al. free the flow's weights for each example too, so their approximation
+gap of a flow is the smaller one, and their amortisation gap the larger.
+
 **log p(x)** is the best of three importance-weighted bounds of K draws each: with q* as proposal, with a `Defensive`
 mixture around q* (which tends to be narrower than p(z|x), because it minimises KL(q || p(z|x))), and with the encoder's
 q. It is the first unless another is clearly higher, by more than three standard errors of their difference: to take the
@@ -37,11 +42,12 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, MultivariateNormal
 
-from lowerbound.distributions import DiagonalNormal, analytic_kl
+from lowerbound.distributions import DiagonalNormal, FullNormal, analytic_kl
 from lowerbound.errors import UsageError
 from lowerbound.evidence.checks import CHUNK, check_continuous, check_density, check_examples, parts
 from lowerbound.evidence.proposals import Defensive, Mixture
 from lowerbound.evidence.streams import Tail
+from lowerbound.flows import Flowed
 from lowerbound.model import VAE
 
 # Standard errors by which another proposal must be higher before it is preferred to q*.
@@ -79,6 +85,8 @@ class Gap:
         elbo: L[q], `[B]`.
         elbo_stderr: `[B]`.
         khat: The Pareto shape of the weights that `log_px` comes from, `[B]`; above 0.7 do not trust `approximation`.
+        far: Whether the search for q* ended further from its start than half of what its steps can go, `[B]`; then q*
+            may not have been reached, and `approximation` is too large. More steps or a larger lr may get there.
     """
 
     approximation: Tensor
@@ -93,6 +101,7 @@ class Gap:
     elbo: Tensor
     elbo_stderr: Tensor
     khat: Tensor
+    far: Tensor
 
     def with_log_px(self, log_px: Tensor, stderr: Tensor) -> Gap:
         """Returns the gap with log p(x) and its standard error, `[B]` each, from elsewhere; `khat` becomes NaN."""
@@ -162,6 +171,11 @@ def posterior_gap(
     return Gap(**{f.name: torch.cat([getattr(gap, f.name) for gap in found]) for f in fields(Gap)})
 
 
+def is_freeable(q: Distribution) -> bool:
+    """Whether `free` knows what to do with q."""
+    return isinstance(q, Freeable | DiagonalNormal | FullNormal | MultivariateNormal | Flowed)
+
+
 def free(q: Distribution) -> tuple[Sequence[Tensor], Rebuild]:
     """Returns parameters of q that can be optimised for each example, and what makes a q of them again.
 
@@ -175,37 +189,59 @@ def free(q: Distribution) -> tuple[Sequence[Tensor], Rebuild]:
         return q.free()
     if isinstance(q, DiagonalNormal):
         return _free_diagonal(q)
-    if isinstance(q, MultivariateNormal):
-        return _free_multivariate(q)
+    if isinstance(q, FullNormal | MultivariateNormal):
+        return _free_full(q)
+    if isinstance(q, Flowed):
+        return _free_flowed(q)
     raise UsageError(
         "The amortisation gap needs the best member of the family of q for each example, and how to look for it is not "
-        f"known for a {type(q).__name__}. It is for DiagonalNormal, for torch's MultivariateNormal and for any "
-        "distribution with a method free() that returns its parameters and what makes a distribution of them. The gap "
-        "as a whole needs none of that: log_evidence gives log_px and elbo."
+        f"known for a {type(q).__name__}. It is for DiagonalNormal, FullNormal, torch's MultivariateNormal, for these "
+        "carried by a flow, and for any distribution with a method free() that returns its parameters and what makes a "
+        "distribution of them. The gap as a whole needs none of that: log_evidence gives log_px and elbo."
     )
 
 
 def _free_diagonal(q: DiagonalNormal) -> tuple[Sequence[Tensor], Rebuild]:
     scale = q.stddev
 
-    def rebuild(parameters: Sequence[Tensor]) -> Distribution:
+    def rebuild(parameters: Sequence[Tensor]) -> DiagonalNormal:
         shift, growth = parameters
         return DiagonalNormal(q.loc + scale * shift, q.log_scale + growth, q.event_ndim)
 
     return [torch.zeros_like(q.loc), torch.zeros_like(q.loc)], rebuild
 
 
-def _free_multivariate(q: MultivariateNormal) -> tuple[Sequence[Tensor], Rebuild]:
+def _free_full(q: FullNormal | MultivariateNormal) -> tuple[Sequence[Tensor], Rebuild]:
     """The Cholesky factor becomes L (I + strictly lower) exp(diagonal), which is again one, and any one."""
     factor = q.scale_tril
 
-    def rebuild(parameters: Sequence[Tensor]) -> Distribution:
+    def rebuild(parameters: Sequence[Tensor]) -> FullNormal:
         shift, lower = parameters
         loc = q.loc + (factor @ shift[..., None])[..., 0]
         growth = torch.diag_embed(lower.diagonal(dim1=-2, dim2=-1).exp()) + lower.tril(-1)
-        return MultivariateNormal(loc, scale_tril=factor @ growth, validate_args=False)
+        return FullNormal(loc, factor @ growth)
 
     return [torch.zeros_like(q.loc), torch.zeros_like(factor)], rebuild
+
+
+def _free_flowed(q: Flowed) -> tuple[Sequence[Tensor], Rebuild]:
+    """The base as above, and the context in units of its own root mean square."""
+    base, context = q.base, q.context
+    start, rebuild_base = _free_diagonal(base) if isinstance(base, DiagonalNormal) else _free_full(base)
+    if context is None:
+        return start, lambda parameters: Flowed(_base(rebuild_base(parameters)), q.flow)
+    size = context.square().mean(-1, keepdim=True).sqrt()
+
+    def rebuild(parameters: Sequence[Tensor]) -> Flowed:
+        *of_base, shift = parameters
+        return Flowed(_base(rebuild_base(of_base)), q.flow, context + size * shift)
+
+    return [*start, torch.zeros_like(context)], rebuild
+
+
+def _base(distribution: Distribution) -> DiagonalNormal | FullNormal:
+    assert isinstance(distribution, DiagonalNormal | FullNormal)
+    return distribution
 
 
 def refined(vae: VAE, x: Tensor, q: Distribution, refinement: Refinement) -> tuple[Sequence[Tensor], Rebuild]:
@@ -251,10 +287,12 @@ def _gap(vae: VAE, x: Tensor, num_samples: int, refinement: Refinement, chunk: i
     # Where the encoder's q is kept there is one distribution, not two, so that the difference is 0 and not noise.
     by_best = torch.where(better, _log_w(vae, x, Mixture([best], [num_samples]), chunk), by_q)
     by_mixture = _log_w(vae, x, Mixture.of(best, vae.prior(), num_samples, Defensive()), chunk)
-    return _from_weights(by_q, by_best, by_mixture)
+    # Adam goes at most its step size at a time, on a cosine half of that on average.
+    moved = torch.stack([(new - old).abs().flatten(1).amax(1) for new, old in zip(found, start, strict=True)]).amax(0)
+    return _from_weights(by_q, by_best, by_mixture, moved > 0.25 * refinement.lr * refinement.steps)
 
 
-def _from_weights(by_q: Tensor, by_best: Tensor, by_mixture: Tensor) -> Gap:
+def _from_weights(by_q: Tensor, by_best: Tensor, by_mixture: Tensor, far: Tensor) -> Gap:
     """Estimates the parts from log-weights `[K, B]` of draws from q, from q* and from a mixture around q*.
 
     Each number is a function of means over the draws, so by the delta method its error is that of the mean of its
@@ -281,6 +319,7 @@ def _from_weights(by_q: Tensor, by_best: Tensor, by_mixture: Tensor) -> Gap:
         elbo=elbo,
         elbo_stderr=_stderr(own),
         khat=tail.khat,
+        far=far,
     )
 
 

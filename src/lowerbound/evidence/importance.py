@@ -37,6 +37,21 @@ _EXAMPLES = 20
 
 
 @dataclass(frozen=True)
+class Level:
+    """The importance-weighted bound with so many draws for each example, in nats.
+
+    Attributes:
+        num_samples: k.
+        log_px: L_k, averaged over the groups of k draws that there are, `[B]`.
+        stderr: Its Monte-Carlo standard error, `[B]`; NaN for a single draw.
+    """
+
+    num_samples: int
+    log_px: Tensor
+    stderr: Tensor
+
+
+@dataclass(frozen=True)
 class Evidence:
     """log p(x) and its parts for each example, in nats.
 
@@ -52,6 +67,8 @@ class Evidence:
         ess: Effective sample size, in [1, K], `[B]`.
         khat: Pareto shape of the largest weights, `[B]`; NaN where there are too few draws to tell.
         num_samples: K.
+        rate_each: The rate of each component of z, `[B, *latent]`; None where it is no sum over them in closed form.
+        levels: The bound with other numbers of draws, as far as they were asked for.
     """
 
     log_px: Tensor
@@ -63,11 +80,19 @@ class Evidence:
     ess: Tensor
     khat: Tensor
     num_samples: int
+    rate_each: Tensor | None = None
+    levels: tuple[Level, ...] = ()
 
 
 @torch.no_grad()
 def log_evidence(
-    vae: VAE, x: Tensor, num_samples: int = 1000, *, defensive: Defensive | None = None, chunk: int = CHUNK
+    vae: VAE,
+    x: Tensor,
+    num_samples: int = 1000,
+    *,
+    ks: tuple[int, ...] = (),
+    defensive: Defensive | None = None,
+    chunk: int = CHUNK,
 ) -> Evidence:
     """Estimates log p(x) for each example by importance weighting (module docstring).
 
@@ -75,24 +100,30 @@ def log_evidence(
         vae: The model, in evaluation mode.
         x: Examples, `[B, *event]`.
         num_samples: K, the draws an example.
+        ks: Give the bound with k draws as well, for each of these, from 1 to K: `Evidence.levels`. It is taken from the
+            same draws, cut into K // k groups of k, and averaged over the groups.
         defensive: Draw from a mixture of q, q widened and the prior instead of q alone. The bound and its parts
             (`elbo`, `distortion`, `rate`) still are those of q, from the draws that q gave.
         chunk: Decoder inputs a pass (draws times examples); memory is proportional to it, the result does not depend
             on it but for the noise.
 
     Raises:
-        UsageError: `num_samples` is below 1, there are no examples, or q has no density.
+        UsageError: `num_samples` is below 1, there are no examples, or q has no density; a k is not from 1 to K, or is
+            asked for with a defensive proposal, whose draws are not alike.
     """
     check_draws(num_samples)
     check_examples(x)
     check_density(vae, "cannot propose draws to weigh")
+    _check_levels(ks, num_samples, defensive)
     strata: dict[int, LogSums] = {}
-    tail, terms = Tail(num_samples), _Terms()
+    tail, terms, levels = Tail(num_samples), _Terms(), [_Groups(k) for k in ks]
     draws = _plain(vae, x, num_samples, chunk) if defensive is None else _mixed(vae, x, num_samples, chunk, defensive)
     for stratum, trace, log_r in draws:
         log_w = trace.log_px_z + trace.log_pz - log_r
         strata.setdefault(stratum, LogSums()).add(log_w)
         tail.add(log_w)
+        for level in levels:
+            level.add(log_w)
         if stratum == 0:
             terms.add(trace)
     weights = pooled(list(strata.values()))
@@ -106,7 +137,21 @@ def log_evidence(
         ess=weights.ess,
         khat=tail.khat,
         num_samples=num_samples,
+        rate_each=terms.kl_each,
+        levels=tuple(Level(level.k, level.mean, level.stderr) for level in levels),
     )
+
+
+def _check_levels(ks: tuple[int, ...], num_samples: int, defensive: Defensive | None) -> None:
+    if ks and (min(ks) < 1 or max(ks) > num_samples):
+        raise UsageError(
+            f"The bound can be had for 1 to {num_samples} draws from as many; got ks={tuple(ks)}. Raise num_samples."
+        )
+    if ks and defensive is not None:
+        raise UsageError(
+            "The bound with fewer draws is taken from groups of them that are alike, and a defensive proposal's are "
+            "not: they come from one component after another. Leave out ks, or defensive."
+        )
 
 
 class _Terms:
@@ -114,6 +159,7 @@ class _Terms:
 
     def __init__(self) -> None:
         self.log_px_z, self.kl, self.bound = Moments(), Moments(), Moments()
+        self.each: Tensor | None = None
 
     def add(self, trace: Trace) -> None:
         log_px_z, kl = trace.log_px_z.double(), trace.kl_draws.double()
@@ -121,6 +167,14 @@ class _Terms:
         self.kl.add(kl)
         # Both depend on the draw, unless the KL is in closed form: its error is that of their difference.
         self.bound.add(log_px_z - kl)
+        each = trace.kl_each
+        if each is not None:
+            each = each.double() * len(trace.z)
+            self.each = each if self.each is None else self.each + each
+
+    @property
+    def kl_each(self) -> Tensor | None:
+        return None if self.each is None else self.each / self.log_px_z.count
 
     @property
     def distortion(self) -> Tensor:
@@ -205,13 +259,8 @@ def sweep(
     means, variances = [Moments() for _ in ks], [torch.zeros((), dtype=torch.float64) for _ in ks]
     for batch in [examples] if isinstance(examples, Tensor) else examples:
         for one, x in parts(vae, batch, max(1, min(_EXAMPLES, chunk))):
-            levels = [_Level(k) for k in ks]
-            for _, trace, _ in _plain(one, x, max(ks), chunk):
-                log_w = trace.log_w
-                for level in levels:
-                    level.add(log_w)
-            for i, level in enumerate(levels):
-                means[i].add(level.mean)
+            for i, level in enumerate(log_evidence(one, x, max(ks), ks=tuple(ks), chunk=chunk).levels):
+                means[i].add(level.log_px)
                 variances[i] = variances[i] + level.stderr.square().sum().cpu()
     n = means[0].count
     if n == 0:
@@ -225,7 +274,7 @@ def sweep(
     )
 
 
-class _Level:
+class _Groups:
     """L_k for one k: log-mean weights over disjoint groups of k draws."""
 
     def __init__(self, k: int) -> None:

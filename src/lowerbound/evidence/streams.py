@@ -53,12 +53,17 @@ class Moments:
         return self._mean
 
     @property
-    def stderr(self) -> Tensor:
-        """The standard error of the mean, `[...]`; NaN from a single value."""
+    def variance(self) -> Tensor:
+        """The variance, `[...]`; NaN from a single value."""
         assert self._squares is not None
         if self.count < 2:
             return torch.full_like(self._squares, math.nan)
-        return (self._squares / (self.count - 1) / self.count).sqrt()
+        return self._squares / (self.count - 1)
+
+    @property
+    def stderr(self) -> Tensor:
+        """The standard error of the mean, `[...]`; NaN from a single value."""
+        return (self.variance / self.count).sqrt()
 
 
 class LogSums:

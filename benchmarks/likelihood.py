@@ -1,0 +1,211 @@
+"""log p(x) of dynamically binarised MNIST for published networks: ours beside the papers'.
+
+The network is that of Burda, Grosse and Salakhutdinov (2016, section 5): 784-200-200-50 and back, tanh, one layer of
+50 latent components, the decoder's bias begun at the mean of the data. Theirs was trained for 3,280 epochs in batches of
+20 by Adam; here it is a fraction of the epochs, with SOAP (`lowerbound.optimisers`), a step that falls to zero, and
+averaged weights. All settings were chosen with a validation split, on trainings of 20 epochs. The runs of the table then
+learn from all 60,000 training digits, and the test digits are looked at once, at the end, all runs on the same
+binarisation of them, so that differences are paired.
+
+    python benchmarks/likelihood.py                      everything: hours
+    python benchmarks/likelihood.py vae iwae-5 --table   some; and with --table only the table, of what is trained
+
+A run that is there is not trained again, and one that was interrupted goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+import lowerbound as lb
+from lowerbound.checkpoint import RunFolder
+from lowerbound.experiment import Experiment, prepare
+from lowerbound.objectives import IWAE, DoublyReparameterised, Objective
+from lowerbound.optimisers import SOAP
+from lowerbound.recipes.base import started
+from lowerbound.training import Linear
+
+LATENT = 50
+BURDA = "Burda, Grosse and Salakhutdinov (2016)"
+TUCKER = "Tucker, Lawson, Gu and Maddison (2019), as re-run by github.com/nbip/IWAE"
+CONSOLE = Console(stderr=True)
+
+
+@dataclass(frozen=True)
+class Track:
+    """One row of the table.
+
+    Attributes:
+        objective: What is minimised.
+        prior: p(z).
+        epochs: Passes over the 60,000 digits.
+        batch_size: Examples an update.
+        parts: The parts of the package that the row is about.
+        theirs: The published -log p(x) in nats, by 5,000 importance samples; None without one.
+        paper: Its source.
+    """
+
+    objective: Callable[[], Objective]
+    prior: Callable[[], lb.priors.Prior]
+    epochs: int
+    batch_size: int
+    parts: tuple[str, ...]
+    theirs: float | None = None
+    paper: str = ""
+
+
+def normal() -> lb.priors.Prior:
+    return lb.priors.StandardNormal(LATENT)
+
+
+def flow() -> lb.priors.Prior:
+    return lb.priors.FlowPrior(LATENT, lb.flows.real_nvp(LATENT, 6, 128))
+
+
+TRACKS = {
+    "vae": Track(lb.ELBO, normal, 600, 512, ("lowerbound.objectives.ELBO", "lowerbound.model.VAE"), 86.76, BURDA),
+    "iwae-5": Track(lambda: IWAE(5), normal, 260, 256, ("lowerbound.objectives.IWAE",), 85.54, BURDA),
+    "dreg-5": Track(
+        lambda: IWAE(5, DoublyReparameterised()),
+        normal,
+        260,
+        256,
+        ("lowerbound.objectives.DoublyReparameterised",),
+        84.90,
+        TUCKER,
+    ),
+    "iwae-50": Track(lambda: IWAE(50), normal, 60, 128, ("lowerbound.objectives.IWAE",), 84.78, BURDA),
+    "flow-prior": Track(lb.ELBO, flow, 600, 512, ("lowerbound.priors.FlowPrior",)),
+}
+
+
+def burda(data: lb.Data, track: Track) -> lb.Run:
+    """The network of the paper, under a track's objective and prior."""
+    seen = data.joined().binarised(lb.Binarise.DYNAMIC)
+    down = lb.nn.MLP(data.event_shape, (200, 200), lb.nn.Tanh())
+    up = lb.nn.MLP((LATENT,), (200, 200), lb.nn.Tanh())
+    vae = lb.VAE(
+        encoder=lb.heads.Conditional(down, lb.heads.DiagonalNormal(down.out_shape, (LATENT,))),
+        decoder=lb.heads.Conditional(up, lb.heads.Bernoulli(up.out_shape, data.event_shape)),
+        prior=track.prior(),
+    )
+    training = lb.Training(
+        epochs=track.epochs,
+        batch_size=track.batch_size,
+        lr=7e-3,
+        schedule=Linear(warmup=0.02),
+        average=0.999,
+        optimiser=SOAP(),
+    )
+    return lb.Run(seen, started(vae, seen), track.objective(), training)
+
+
+def train(name: str, track: Track, data: lb.Data, folder: RunFolder, seed: int) -> None:
+    """Trains one track, or goes on with it; a finished one is left alone."""
+    if folder.exists() and folder.read().finished:
+        return
+    run = prepare(lambda d: burda(d, track), data, {}, {"seed": seed})
+    experiment = Experiment(run, folder, device=torch.device("cpu"), provenance={"recipe": f"likelihood {name}"})
+    if folder.exists():
+        experiment.resume()
+    else:
+        experiment.begin()
+    cpu_before, clock = experiment.state.seconds, time.process_time()
+    with Progress(console=CONSOLE, disable=not CONSOLE.is_terminal) as bar:
+        task = bar.add_task(name, total=1.0)
+        for update in experiment.updates():
+            bar.update(task, completed=update.step.progress)
+            if update.logged and update.step.epoch_ends and update.step.epoch % 10 == 0:
+                spent = f"{time.process_time() - clock:.0f} s of processor, {experiment.state.seconds:.0f} s in all"
+                CONSOLE.print(f"{name}: epoch {update.step.epoch}, loss {update.logged['loss']:.2f}, {spent}")
+    spent = {"processor_seconds": time.process_time() - clock, "resumed_at_seconds": cpu_before}
+    (folder.path / "spent.json").write_text(json.dumps(spent) + "\n")
+
+
+def table(tracks: dict[str, Track], folders: dict[str, RunFolder], data: lb.Data, samples: int) -> list[dict]:
+    """Measures the trained tracks on the test digits, prints them beside the papers' and returns the records."""
+    saved = {name: folders[name].read() for name in tracks}
+    test = data.binarised(lb.Binarise.DYNAMIC).test
+    with Progress(console=CONSOLE, disable=not CONSOLE.is_terminal) as bar:
+        task = bar.add_task("measuring", total=None)
+        found = lb.compare(
+            {name: run.vae for name, run in saved.items()},
+            test,
+            num_samples=samples,
+            gap=0,
+            on_progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    shown = Table("network", "-ELBO", f"-log p(x), K={samples}", "paper", "difference", "active", "processor time")
+    records = []
+    for place, (name, track) in enumerate(tracks.items()):
+        measured = found.evaluations[place]
+        spent = json.loads((folders[name].path / "spent.json").read_text())["processor_seconds"]
+        record = {
+            "parts": list(track.parts),
+            "paper": track.paper,
+            "quantity": f"-log p(x), nats, {name}",
+            "theirs": track.theirs,
+            "ours": -measured.log_px,
+            "stderr": measured.log_px_stderr,
+            "minus_elbo": -measured.elbo,
+            "active_units": measured.active_units,
+            "gain_over_first": found.log_px_difference[place],
+            "gain_over_first_stderr": found.log_px_difference_stderr[place],
+            "num_samples": samples,
+            "epochs": track.epochs,
+            "batch_size": track.batch_size,
+            "seed": saved[name].record["training"]["seed"],
+            "threads": saved[name].record["threads"],
+            "processor_seconds": round(spent),
+            "test_fingerprint": test.fingerprint,
+            "notes": asdict(measured)["notes"],
+        }
+        records.append(record)
+        gain = f"{record['gain_over_first']:+.2f} ± {record['gain_over_first_stderr']:.2f}"
+        shown.add_row(
+            name,
+            f"{record['minus_elbo']:.2f}",
+            f"{record['ours']:.2f} ± {record['stderr']:.2f}",
+            "" if track.theirs is None else f"{track.theirs:.2f}",
+            gain if track.theirs is None else f"{record['ours'] - track.theirs:+.2f}",
+            str(measured.active_units),
+            f"{spent / 60:.0f} min",
+        )
+    Console().print(shown)
+    return records
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", choices=[*TRACKS, []], help="rows of the table; all by default")
+    parser.add_argument("--runs", type=Path, default=Path("runs/likelihood"), help="where the runs are kept")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--samples", type=int, default=5000, help="importance samples an example")
+    parser.add_argument("--table", action="store_true", help="train nothing")
+    parser.add_argument("--train", action="store_true", help="measure nothing")
+    parser.add_argument("--json", type=Path, help="also write the records here")
+    options = parser.parse_args()
+    tracks = {name: TRACKS[name] for name in options.names or TRACKS}
+    folders = {name: RunFolder(options.runs / f"{name}-{options.seed}") for name in tracks}
+    data = lb.open_data("mnist")
+    if not options.table:
+        for name, track in tracks.items():
+            train(name, track, data, folders[name], options.seed)
+    if not options.train:
+        records = table(tracks, folders, data, options.samples)
+        if options.json:
+            options.json.write_text(json.dumps(records, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

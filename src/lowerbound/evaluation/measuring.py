@@ -1,0 +1,220 @@
+"""What is measured of each example.
+
+One pass over the examples gives the bound, its parts and log p(x), for every number of draws at once. Two measurements
+that cost more an example are made on some of them, picked by fixed seeds:
+
+* the **split of the posterior gap** (`lowerbound.evidence.posterior_gap`) looks for the best q of each example. Its
+  search is shorter here than that function's own, so the amortisation gap may come out a little too small, and the
+  approximation gap too large by as much;
+* the **mutual information** (`lowerbound.metrics.information`) takes the density of each z under many posteriors.
+
+What is kept of an example is a few numbers and two for each component of z.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from lowerbound.data import Source, batches, derive_seed, generator
+from lowerbound.discrete import CodeMass
+from lowerbound.errors import UsageError
+from lowerbound.evidence import Refinement, is_freeable, log_evidence, posterior_gap
+from lowerbound.heads import FlowedNormal, FullNormal
+from lowerbound.metrics import Information, information
+from lowerbound.model import VAE, LadderHead
+from lowerbound.tasks import inference
+from lowerbound.training import seed_everything
+
+Report = Callable[[int, int], None]
+
+# Few examples with many draws each: an encoder pass is shared by a whole chunk of draws.
+_BATCH = 20
+_LIMIT_SEED = 99
+# The numbers of draws that the bound is given for, as far as there are so many.
+_SWEEP = (1, 10, 100, 1000, 5000)
+# The split of the gap takes about 5 seconds for 28x28 images and one thread, less than 100 draws for 10,000 of them do.
+SPLIT_EXAMPLES = 32
+_SPLIT_BATCH = 16
+_SPLIT_SEED = 97
+_SEARCH = Refinement(steps=150, draws=8)
+_SPLIT_DRAWS = (300, 500)
+# A forward pass and the gradient back; and the bounds that the split is made of (`lowerbound.evidence.gap`).
+_GRADIENT_COST = 3
+_SPLIT_BOUNDS = 5
+# The information: examples that are averaged over, examples in the aggregate, numbers in the matrix of the two.
+_OUTER = 500
+_AGGREGATE = (500, 10_000)
+_MATRIX = 320_000_000
+_INFORMATION_SEED = 96
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure.
+
+    Attributes:
+        num_samples: K, draws from q(z|x) an example.
+        limit: Measure only so many examples.
+        gap: Split the posterior gap on so many of them; 0 for none.
+        seed: Seeds the draws.
+    """
+
+    num_samples: int = 100
+    limit: int | None = None
+    gap: int = SPLIT_EXAMPLES
+    seed: int = 0
+
+    def fitted(self, vae: VAE) -> Plan:
+        """Returns what of the plan has a meaning for a model: all draws of discrete codes are the same one."""
+        return replace(self, num_samples=1, gap=0) if vae.has_codes and self.num_samples > 1 else self
+
+    @property
+    def ks(self) -> tuple[int, ...]:
+        """The numbers of draws that the bound is given for; the last is K.
+
+        Example:
+            >>> Plan(num_samples=50).ks, Plan(num_samples=1000).ks
+            ((1, 10, 50), (1, 10, 100, 1000))
+        """
+        return (*(k for k in _SWEEP if k < self.num_samples), self.num_samples)
+
+    @property
+    def split_draws(self) -> int:
+        """The draws behind each bound of the split: K, within limits."""
+        fewest, most = _SPLIT_DRAWS
+        return max(fewest, min(most, self.num_samples))
+
+
+class _Progress:
+    """Adds up what was done, in passes of one z through the decoder."""
+
+    def __init__(self, total: int, report: Report | None) -> None:
+        self.done, self.total, self.report = 0, total, report
+
+    def add(self, work: int) -> None:
+        self.done = min(self.done + work, self.total)
+        if self.report is not None:
+            self.report(self.done, self.total)
+
+
+def measure_all(
+    vae: VAE, source: Source, plan: Plan, on_progress: Report | None = None
+) -> tuple[dict[str, Tensor], Information | None]:
+    """Measures a model on a source.
+
+    Returns:
+        What was measured of each example, `[n]`, of all of them or (what the split gives) of some; of the bound with
+        `plan.ks` draws and its error `[n, len(ks)]`, of the latent space `[n, *latent]`. And the information, where
+        there is a density that it can be had from in bounded time.
+
+    Raises:
+        UsageError: There are fewer than 2 examples, a number of the plan cannot be, or the likelihood does not fit.
+    """
+    _check(vae, source, plan)
+    count = len(source) if plan.limit is None else min(plan.limit, len(source))
+    order = torch.arange(len(source))
+    if count < len(source):
+        order = torch.randperm(len(source), generator=generator(_LIMIT_SEED))[:count].sort().values
+    draws = plan.num_samples if vae.has_density else 1
+    split = order[_some(count, plan.gap, _SPLIT_SEED)] if vae.has_density else order[:0]
+    of_split = _GRADIENT_COST * _SEARCH.steps * _SEARCH.draws + _SPLIT_BOUNDS * plan.split_draws
+    progress = _Progress(count * draws + len(split) * of_split + count, on_progress)
+    with inference(vae, plan.seed) as device:
+        measured = _collect(vae, source, order, plan, device, lambda examples: progress.add(examples * draws))
+        for name, value in _split(vae, source, split, plan, device, lambda n: progress.add(n * of_split)).items():
+            measured[name] = value
+        found = _information(vae, source, order, plan.seed, device)
+    progress.add(progress.total)
+    return measured, found
+
+
+def _check(vae: VAE, source: Source, plan: Plan) -> None:
+    if plan.num_samples < 1:
+        raise UsageError(f"The evidence needs at least 1 draw an example; got --samples {plan.num_samples}.")
+    if len(source) < 2 or (plan.limit is not None and plan.limit < 2):
+        raise UsageError("An evaluation needs at least 2 examples, or there is no standard error; give it more.")
+    if plan.gap < 0 or plan.gap == 1:
+        raise UsageError(
+            "The posterior gap is split on at least 2 examples, or there is no standard error; got --gap "
+            f"{plan.gap}. Give more of them, or 0 to leave the split out."
+        )
+    if source.event_shape != vae.event_shape:
+        raise UsageError(f"The model is built for x of shape {vae.event_shape}, the data's is {source.event_shape}.")
+    vae.likelihood.check(source.support)
+    vae.check_labels(source.labels)
+
+
+def _some(count: int, wanted: int, seed: int) -> Tensor:
+    """Picks `wanted` of `count` places, in order."""
+    return torch.randperm(count, generator=generator(seed))[:wanted].sort().values
+
+
+def _collect(
+    vae: VAE, source: Source, order: Tensor, plan: Plan, device: torch.device, tick: Callable[[int], None]
+) -> dict[str, Tensor]:
+    measured: dict[str, list[Tensor]] = {}
+    for batch in batches(source, order, _BATCH, device):
+        done = sum(len(part) for part in measured.get("distortion", []))
+        seed_everything(derive_seed(plan.seed, 3, done), device)
+        for name, value in measure(vae.given(batch.label), batch.x, plan.num_samples, plan.ks).items():
+            measured.setdefault(name, []).append(value.cpu())
+        tick(len(batch))
+    return {name: torch.cat(parts) for name, parts in measured.items()}
+
+
+def measure(vae: VAE, x: Tensor, num_samples: int, ks: tuple[int, ...]) -> dict[str, Tensor]:
+    """Measures a batch; see `measure_all`."""
+    if not vae.has_density:
+        trace = vae.trace(x)
+        return {"distortion": -trace.log_px_z[0].double(), "mean": trace.z[0]}
+    evidence = log_evidence(vae, x, num_samples, ks=ks)
+    named = ("distortion", "rate", "elbo", "elbo_stderr", "log_px", "stderr", "ess", "khat", "rate_each")
+    found = {name: value for name in named if (value := getattr(evidence, name)) is not None}
+    q = vae.encoder(x)
+    if isinstance(q, CodeMass):
+        return found | {"mean": q.codes}
+    return found | {
+        "posterior_gap": evidence.log_px - evidence.elbo,
+        "sweep": torch.stack([level.log_px for level in evidence.levels], 1),
+        "sweep_stderr": torch.stack([level.stderr for level in evidence.levels], 1),
+        "mean": q.mean,
+    }
+
+
+def _split(
+    vae: VAE, source: Source, split: Tensor, plan: Plan, device: torch.device, tick: Callable[[int], None]
+) -> dict[str, Tensor]:
+    """Splits the posterior gap on some examples; nothing where q is of a kind whose parameters cannot be freed."""
+    measured: dict[str, list[Tensor]] = {}
+    for part, batch in enumerate(batches(source, split, _SPLIT_BATCH, device)):
+        one = vae.given(batch.label)
+        if not is_freeable(one.encoder(batch.x)):
+            return {}
+        seed_everything(derive_seed(plan.seed, 4, part), device)
+        gap = posterior_gap(one, batch.x, plan.split_draws, refinement=_SEARCH)
+        for name in ("approximation", "amortisation", "total"):
+            kept = "split_gap" if name == "total" else f"{name}_gap"
+            measured.setdefault(kept, []).append(getattr(gap, name).cpu())
+            measured.setdefault(f"{kept}_mc", []).append(getattr(gap, f"{name}_stderr").cpu())
+        measured.setdefault("split_khat", []).append(gap.khat.cpu())
+        measured.setdefault("split_far", []).append(gap.far.double().cpu())
+        tick(len(batch))
+    return {name: torch.cat(parts) for name, parts in measured.items()}
+
+
+def _information(vae: VAE, source: Source, order: Tensor, seed: int, device: torch.device) -> Information | None:
+    head, latent = vae.encoder.head, math.prod(vae.latent_shape)
+    # The density of another example's z takes the inverse of a flow or a descent of a ladder: too much for all pairs.
+    if not vae.has_density or vae.has_codes or isinstance(head, FlowedNormal | LadderHead):
+        return None
+    # A triangular solve takes D^2 operations, but in fast matrix arithmetic.
+    size = max(latent, latent**2 // 16) if isinstance(head, FullNormal) else latent
+    fewest, most = _AGGREGATE
+    at_most = max(fewest, min(most, _MATRIX // (_OUTER * size)))
+    seed_everything(derive_seed(seed, 5), device)
+    return information(vae, source, index=order[_some(len(order), at_most, _INFORMATION_SEED)], outer=_OUTER)
