@@ -109,7 +109,13 @@ OF_A_BATCH = (FreeBits, Capacity, BetaTC, DIPVAE, InfoVAE, WAE)
 WITHOUT_DENSITY = (Reconstruction, WAE)
 
 # Exported parts that cannot be combined with all others, and the file that tests them instead.
-ELSEWHERE: dict[str, str] = {}
+ELSEWHERE = {
+    "VectorQuantised": "test_codes.py",
+    "FiniteScalar": "test_codes.py",
+    "AutoregressiveCodes": "test_codes.py",
+    "Quantised": "test_codes.py",
+    "NormalPerClass": "test_conditional.py",
+}
 
 
 def exported(module: ModuleType, kind: type) -> set[type]:

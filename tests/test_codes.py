@@ -74,6 +74,7 @@ def exact_log_px(vae: VAE, x: Tensor) -> Tensor:
 # ---- the bound --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.verifies(lb.heads.VectorQuantised, lb.heads.FiniteScalar, lb.objectives.Quantised, against="enumeration")
 @pytest.mark.parametrize("kind", QUANTISERS)
 @pytest.mark.parametrize("seed", range(3))
 @torch.no_grad()
@@ -157,6 +158,7 @@ def test_the_encoders_mass_is_1_at_its_codes_and_0_elsewhere(kind):
 # ---- the prior --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.verifies(lb.priors.AutoregressiveCodes, against="enumeration")
 @pytest.mark.parametrize("kind", QUANTISERS)
 @pytest.mark.parametrize("positions", [1, 3])
 @torch.no_grad()
@@ -231,6 +233,7 @@ def test_each_vector_goes_to_the_nearest_code():
     assert torch.equal(head.codes_of(head.vectors_of(torch.arange(9))), torch.arange(9))
 
 
+@pytest.mark.verifies(lb.heads.VectorQuantised, against="definition")
 @pytest.mark.parametrize("decay", [None, 0.9])
 def test_gradients_are_those_written_by_hand(decay):
     """dL/dr = dD/dz + 2 beta (r - e) / T straight through; dL/de_k = sum over its r of 2 (e_k - r) / T, or nothing."""
@@ -334,6 +337,7 @@ def test_nothing_is_learned_but_in_training():
 # ---- finite scalars ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.verifies(lb.heads.FiniteScalar, against="enumeration")
 @pytest.mark.parametrize("levels", [(8, 5, 5, 5), (3,), (7, 4), (8, 6, 5)])
 def test_codes_and_grid_points_are_the_same_thing_twice(levels):
     head = heads.FiniteScalar((8,), (2, len(levels)), levels)
@@ -525,6 +529,7 @@ def test_a_prior_over_codes_wants_an_encoder_with_the_same_codes():
 # ---- usage ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.verifies(lb.metrics.codebook_usage, against="closed form")
 def test_perplexity_is_the_exponential_of_the_entropy():
     uniform = codebook_usage(torch.arange(12).reshape(4, 3), 20)
     assert (uniform.used, uniform.active, uniform.positions) == (12, 3, 3)

@@ -82,6 +82,7 @@ def scrambled(vae: VAE) -> VAE:
 # ---- closed forms
 
 
+@pytest.mark.verifies(lb.model.ConditionalVAE, against="linear-Gaussian oracle")
 @pytest.mark.parametrize("seed", SEEDS)
 def test_every_draws_weight_is_the_evidence_times_the_posterior_over_q(seed):
     """log w(z) = log p(x|c) + log p(z|x, c) - log q(z|x, c), for each z by itself, to 1e-9."""
@@ -150,6 +151,7 @@ def test_the_sandwich_takes_one_label_or_one_for_each_simulated_example():
         torch.testing.assert_close(found.upper, simulated.log_px(), atol=1e-9, rtol=0)
 
 
+@pytest.mark.verifies(lb.evidence.class_evidence, against="linear-Gaussian oracle")
 def test_bayes_theorem_gives_the_evidence_of_x_and_its_class():
     oracle = conditional_gaussian(3, exact_q=True, examples=50)
     for proportions in (None, (0.7, 0.2, 0.1)):
@@ -183,6 +185,7 @@ def test_proportions_that_are_none_are_refused(bad):
         class_evidence(oracle.vae.given(3), oracle.x, 2)
 
 
+@pytest.mark.verifies(lb.metrics.information, against="linear-Gaussian oracle")
 def test_the_information_of_a_conditional_model_is_that_of_its_classes():
     """I_q(x; z|c) and KL(q(z|c) || p(z|c)): the mean over classes of what each class has by itself."""
     oracle = conditional_gaussian(5, examples=900)
@@ -345,6 +348,7 @@ def test_a_conditional_autoencoder_reconstructs():
 # ---- the prior
 
 
+@pytest.mark.verifies(lb.priors.NormalPerClass, against="quadrature")
 def test_a_prior_for_each_class_begins_at_the_standard_normal_and_integrates_to_one():
     prior, index = NormalPerClass(1, 3).double(), torch.tensor([2, 0])
     z = torch.linspace(-40, 40, 20_001, dtype=torch.float64)[:, None, None]

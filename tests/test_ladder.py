@@ -244,6 +244,7 @@ def twins() -> tuple[VAE, LadderVAE, Tensor]:
     return plain, ladder, torch.rand(5, 6, generator=generator(0)).round()
 
 
+@pytest.mark.verifies(lb.model.LadderVAE, against="definition")
 @pytest.mark.parametrize("num_samples", [1, 4])
 def test_a_ladder_of_one_layer_is_a_vae(twins, num_samples):
     traces = []
@@ -275,6 +276,7 @@ def test_a_ladder_of_one_layer_is_trained_as_a_vae_is(twins, objective):
 SHAPES = [(1, 1), (1, 1, 1), (2, 1, 3), (3, 2)]
 
 
+@pytest.mark.verifies(lb.model.LadderVAE, lb.model.LadderHead, lb.model.LadderPrior, against="linear-Gaussian oracle")
 @pytest.mark.parametrize("latent_dims", SHAPES)
 def test_every_draws_weight_is_the_evidence_times_the_posterior_over_q(latent_dims):
     """Bayes' theorem for each z by itself, and log p and log q by their own closed forms."""
@@ -299,6 +301,9 @@ def test_a_ladder_can_be_the_true_posterior_and_the_bound_is_then_the_evidence(l
         torch.testing.assert_close(terms.elbo, ladder.log_px(), atol=1e-9, rtol=0)
 
 
+@pytest.mark.verifies(
+    lb.model.LadderTrace, lb.model.TopDownPosterior, lb.model.TopDownPrior, against="linear-Gaussian oracle"
+)
 @pytest.mark.parametrize("latent_dims", SHAPES)
 def test_the_mean_over_draws_of_the_conditional_kls_is_the_kl(latent_dims, monkeypatch):
     ladder = linear_ladder(3, latent_dims)
@@ -420,6 +425,7 @@ def test_the_posterior_gap_finds_the_true_posterior_and_puts_the_blame_on_the_en
     assert (gap.approximation.abs() < 0.1 * expected).all()
 
 
+@pytest.mark.verifies(lb.metrics.rate_per_layer, lb.metrics.information, against="linear-Gaussian oracle")
 def test_information_has_the_exact_rate():
     ladder = linear_ladder(10, (1, 1), examples=60)
     exact = kl_divergence(ladder.q(), ladder.p()).mean().item()
@@ -442,6 +448,7 @@ def grid_of_two(low: float = -12, high: float = 12, points: int = 401) -> tuple[
     return torch.cartesian_prod(axis, axis), ((high - low) / (points - 1)) ** 2
 
 
+@pytest.mark.verifies(lb.model.TopDownPosterior, lb.model.TopDownPrior, against="quadrature")
 def test_densities_integrate_to_one():
     vae, x = nonlinear()
     z, cell = grid_of_two()
@@ -454,6 +461,7 @@ def test_densities_integrate_to_one():
     )
 
 
+@pytest.mark.verifies(lb.model.LadderVAE, against="quadrature")
 def test_evidence_agrees_with_a_grid():
     vae, x = nonlinear()
     z, cell = grid_of_two()

@@ -27,6 +27,7 @@ def correlated(steps, rows, columns):
     return [(left @ torch.randn(rows, columns) @ right).double() for _ in range(steps)]
 
 
+@pytest.mark.verifies(lb.optimisers.SOAP, lb.optimisers.Adam, against="torch")
 @pytest.mark.parametrize(("shape", "largest"), [((7,), 512), ((5, 4), 3), ((6, 5, 3, 3), 4)])
 def test_what_is_not_rotated_is_left_to_adam(shape, largest):
     torch.manual_seed(0)
@@ -35,6 +36,7 @@ def test_what_is_not_rotated_is_left_to_adam(shape, largest):
     torch.testing.assert_close(soap, trajectory(Adam(), start, gradients), rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.verifies(lb.optimisers.SOAP, against="definition")
 def test_an_update_does_not_depend_on_the_basis_that_the_gradient_comes_in():
     # Square: after one gradient no eigenvalue is 0 twice, and the eigenvectors are the same but for their signs.
     gradients = correlated(50, 6, 6)

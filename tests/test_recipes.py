@@ -21,6 +21,10 @@ SMALL = {
     "features": 16,
     "flow_width": 8,
     "num_components": 20,
+    "latent_dims": (3, 2),
+    "state_dim": 16,
+    "positions": 4,
+    "prior_width": 16,
 }
 # What the numbers of a recipe are not, and the words that say so.
 NO_BOUND = {"autoencoder": "a single point"}

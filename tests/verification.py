@@ -30,6 +30,7 @@ from parts import is_concrete
 from lowerbound.flows import Flow, Flowed
 from lowerbound.heads import Head, Likelihood
 from lowerbound.objectives import Aggregate, Estimator, InverseMultiquadratic, Objective
+from lowerbound.optimisers import Optimiser
 from lowerbound.priors import Prior
 
 ROOT = Path(__file__).parent.parent
@@ -82,6 +83,7 @@ SECTIONS: tuple[tuple[str, str, Callable[[object], bool]], ...] = (
         "objectives",
         lambda part: inspect.isfunction(part) or _any_of(Estimator, Aggregate, InverseMultiquadratic)(part),
     ),
+    ("Optimisers", "optimisers", _any_of(Optimiser)),
     ("Evidence", "evidence", inspect.isfunction),
     ("Metrics", "metrics", inspect.isfunction),
 )
