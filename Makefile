@@ -26,6 +26,10 @@ bench: $(STAMP)
 verification: $(STAMP)
 	$(BIN)/python tests/verification.py
 
+# Hours. One thread, because the weights are then the same, bit for bit, wherever the processor is of the same kind.
+bench-likelihood: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/likelihood.py --json docs/results/likelihood.json
+
 clean:
 	rm -rf $(VENV) runs
 
