@@ -78,14 +78,14 @@ TRACKS = {
     "dreg-5": Track(
         lambda: IWAE(5, DoublyReparameterised()),
         normal,
-        260,
+        200,
         256,
         ("lowerbound.objectives.DoublyReparameterised",),
         84.90,
         TUCKER,
     ),
-    "iwae-50": Track(lambda: IWAE(50), normal, 60, 128, ("lowerbound.objectives.IWAE",), 84.78, BURDA),
-    "flow-prior": Track(lb.ELBO, flow, 600, 512, ("lowerbound.priors.FlowPrior",)),
+    "iwae-50": Track(lambda: IWAE(50), normal, 40, 128, ("lowerbound.objectives.IWAE",), 84.78, BURDA),
+    "flow-prior": Track(lb.ELBO, flow, 300, 512, ("lowerbound.priors.FlowPrior",)),
 }
 
 
