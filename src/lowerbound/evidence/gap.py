@@ -37,7 +37,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, MultivariateNormal
 
-from lowerbound.distributions import DiagonalNormal, analytic_kl
+from lowerbound.distributions import DiagonalNormal, FullNormal, analytic_kl
 from lowerbound.errors import UsageError
 from lowerbound.evidence.checks import CHUNK, check_density, check_examples
 from lowerbound.evidence.proposals import Defensive, Mixture
@@ -173,11 +173,11 @@ def free(q: Distribution) -> tuple[Sequence[Tensor], Rebuild]:
         return q.free()
     if isinstance(q, DiagonalNormal):
         return _free_diagonal(q)
-    if isinstance(q, MultivariateNormal):
-        return _free_multivariate(q)
+    if isinstance(q, MultivariateNormal | FullNormal):
+        return _free_full(q)
     raise UsageError(
         "The amortisation gap needs the best member of the family of q for each example, and how to look for it is not "
-        f"known for a {type(q).__name__}. It is for DiagonalNormal, for torch's MultivariateNormal and for any "
+        f"known for a {type(q).__name__}. It is for DiagonalNormal, FullNormal, torch's MultivariateNormal and any "
         "distribution with a method free() that returns its parameters and what makes a distribution of them. The gap "
         "as a whole needs none of that: log_evidence gives log_px and elbo."
     )
@@ -193,7 +193,7 @@ def _free_diagonal(q: DiagonalNormal) -> tuple[Sequence[Tensor], Rebuild]:
     return [torch.zeros_like(q.loc), torch.zeros_like(q.loc)], rebuild
 
 
-def _free_multivariate(q: MultivariateNormal) -> tuple[Sequence[Tensor], Rebuild]:
+def _free_full(q: MultivariateNormal | FullNormal) -> tuple[Sequence[Tensor], Rebuild]:
     """The Cholesky factor becomes L (I + strictly lower) exp(diagonal), which is again one, and any one."""
     factor = q.scale_tril
 
@@ -201,7 +201,8 @@ def _free_multivariate(q: MultivariateNormal) -> tuple[Sequence[Tensor], Rebuild
         shift, lower = parameters
         loc = q.loc + (factor @ shift[..., None])[..., 0]
         growth = torch.diag_embed(lower.diagonal(dim1=-2, dim2=-1).exp()) + lower.tril(-1)
-        return MultivariateNormal(loc, scale_tril=factor @ growth, validate_args=False)
+        # Of the two kinds, the one whose KL to a normal prior has a closed form.
+        return FullNormal(loc, factor @ growth)
 
     return [torch.zeros_like(q.loc), torch.zeros_like(factor)], rebuild
 
