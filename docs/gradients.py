@@ -18,6 +18,7 @@ from typing import Any
 
 import matplotlib as mpl
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector
@@ -30,11 +31,11 @@ STYLE |= {"grid.alpha": 0.25, "axes.titlelocation": "left", "legend.frameon": Fa
 REPARAMETERISED = "reparameterised"
 LOOKS = {
     "score function, no baseline": {"color": "#c8553d", "ls": "-", "marker": "o"},
-    "score function, one baseline for all images": {"color": "#e0a030", "ls": "--", "marker": "s"},
+    "score function, one baseline for all images": {"color": "#b07500", "ls": "--", "marker": "s"},
     "score function, a baseline for each image": {"color": "#6b6b6b", "ls": "-.", "marker": "D"},
     REPARAMETERISED: {"color": "#1f4e79", "ls": "-", "marker": "o"},
 }
-MOMENTS = (0, 10, 30, 100, 300, 1000, 2000, 4000)
+MOMENTS = (10, 30, 100, 300, 1000)
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def _gradient(vae: lb.VAE, losses: Tensor) -> Tensor:
 
 
 def over_training(run: lb.Run, x: Tensor, draws: int) -> dict[int, dict[str, Noise]]:
-    """Trains, and measures at `MOMENTS` and at the end; returns the noise of each estimator by update."""
+    """Trains, and measures before, at `MOMENTS` and at the end; returns the noise of each estimator by update."""
 
     def measured() -> dict[str, Noise]:
         return {name: Noise.of(estimates) for name, estimates in estimators(run.vae, x, draws)}
@@ -126,21 +127,29 @@ def over_training(run: lb.Run, x: Tensor, draws: int) -> dict[int, dict[str, Noi
 
 def draw(found: dict[int, dict[str, Noise]]) -> Figure:
     """Draws the variance of each estimator, and the squared gradient itself, against the update."""
-    figure = Figure(figsize=(11, 4.8), layout="constrained")
+    figure = Figure(figsize=(11, 5.2), layout="constrained")
     axes = figure.subplots()
     # 0 has no place on a logarithmic axis; it stands a step to the left of the first.
     places = [max(step, 3) for step in found]
+    unit = list(found.values())[-1][REPARAMETERISED].variance
     for name, look in LOOKS.items():
         values, errors = zip(*((f[name].variance, f[name].stderr) for f in found.values()), strict=True)
-        axes.errorbar(places, values, yerr=errors, label=name, lw=2, ms=6, **look)
+        axes.errorbar(places, values, yerr=errors, lw=2.2, ms=6, **look)
+        times = "" if name == REPARAMETERISED else f"\n{values[-1] / unit:,.0f} times the variance at the end"
+        note(axes, name + times, places[-1], values[-1], look["color"])
     signal = [noise[REPARAMETERISED].signal for noise in found.values()]
-    axes.plot(places, signal, color="black", lw=1.5, ls=":", label="the gradient itself, squared length")
-    axes.set(xscale="log", yscale="log", xlabel="updates made", ylabel="variance, nats² (sum over all weights)")
+    axes.plot(places, signal, color="black", lw=1.5, ls=":")
+    note(axes, "the gradient itself, squared length", places[-1], signal[-1] / 2, "black")
+    axes.set(xscale="log", yscale="log", xlabel="updates made", ylabel="variance, nats² (sum over weights)")
     axes.set_xticks(places, [f"{step:,}" for step in found])
     axes.minorticks_off()
-    axes.set_title("Noise of the encoder's gradient, one draw of z an image")
-    figure.legend(loc="outside right center", fontsize=12)
+    axes.set_title("Noise of the encoder's gradient, from one draw of z an image")
     return figure
+
+
+def note(axes: Axes, text: str, x: float, y: float, colour: str) -> None:
+    """Writes beside the end of a line, in its colour."""
+    axes.annotate(text, (x, y), (12, 0), textcoords="offset points", va="center", color=colour, fontsize=12)
 
 
 def report(found: dict[int, dict[str, Noise]]) -> None:
