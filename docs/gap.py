@@ -111,7 +111,7 @@ def climbed(vae: lb.VAE, x: Tensor, q: DiagonalNormal | FullNormal, steps: int =
     """Returns what Adam makes of q for each image, maximising the ELBO."""
     start, rebuild = free(q)
     nodes, weights = (torch.from_numpy(part).to(x) for part in hermegauss(4))
-    eps = torch.cartesian_prod(nodes, nodes)[:, None]
+    eps = torch.cartesian_prod(nodes, nodes)[:, None].expand(-1, len(x), -1)
     share = torch.cartesian_prod(weights, weights).prod(1, keepdim=True) / weights.sum() ** 2
     with torch.enable_grad():
         parameters = [parameter.clone().requires_grad_() for parameter in start]

@@ -30,7 +30,7 @@ def encoder_gradient(oracle):
 def test_every_estimator_is_of_the_exact_gradient():
     oracle = linear_gaussian(0, latent=2, dims=3, examples=4)
     exact = encoder_gradient(oracle)
-    draws = 1000
+    draws = 400
     for name, estimates in gradients.estimators(oracle.vae, oracle.x, draws):
         noise = gradients.Noise.of(estimates)
         off = (estimates.mean(0) - exact).square().sum().item()
@@ -56,11 +56,11 @@ def test_the_noise_of_an_estimator_is_its_exact_variance():
         exact[name] = torch.stack(values)
     values = [gradients.reparameterised(oracle.vae, oracle.x, eps.reshape(1, 1)) for eps in nodes]
     exact[gradients.REPARAMETERISED] = torch.stack(values)
-    for name, estimates in gradients.estimators(oracle.vae, oracle.x, 2000):
+    for name, estimates in gradients.estimators(oracle.vae, oracle.x, 800):
         noise, mean = gradients.Noise.of(estimates), weights @ exact[name]
         variance = (weights @ (exact[name] - mean).square()).sum().item()
         assert abs(noise.variance - variance) < 4 * noise.stderr, name
-        assert noise.stderr < 0.2 * variance, name
+        assert noise.stderr < 0.25 * variance, name
 
 
 def test_the_plane_and_the_bound_give_the_exact_kl():
