@@ -5,12 +5,14 @@ OMP_NUM_THREADS=1 python docs/gap.py runs/plane --data mnist --out docs/figures
 
 The decoder and the prior of the run are frozen, so p(x) and p(z|x) are fixed, and a new encoder is trained for each
 family: a diagonal normal, a normal with a full covariance, and a normal that an inverse autoregressive flow carries on.
-They have the same network, the same updates and the same seed. log p(x) is by quadrature, once for all.
+All begin with the run's encoder network and a new head, and have the same updates and the same seed. log p(x) is by
+quadrature, once for all.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +68,7 @@ FAMILIES: dict[str, Callable[[tuple[int, ...], tuple[int, ...]], lb.heads.Head]]
 def refitted(base: lb.VAE, data: lb.Data, family: str, epochs: int, seed: int = 0) -> lb.VAE:
     """Trains a new encoder for the frozen decoder and prior of a model; `base` stays as it is."""
     torch.manual_seed(seed)
-    network = lb.nn.MLP(base.event_shape, (256, 256))
+    network = copy.deepcopy(base.encoder.network)
     encoder = lb.heads.Conditional(network, FAMILIES[family](network.out_shape, LATENT))
     vae = lb.VAE(encoder, base.decoder.requires_grad_(False), base.prior.requires_grad_(False))
     training = lb.Training(
@@ -103,6 +105,7 @@ def best_of_family(vae: lb.VAE, x: Tensor, mode: Tensor, draws: int) -> Tensor:
     place of random draws, which two components allow. What is found is measured on draws, like any other q.
     """
     q = vae.encoder(x)
+    mode = mode.to(q.loc)
     moved = DiagonalNormal(mode, q.log_scale) if isinstance(q, DiagonalNormal) else FullNormal(mode, q.scale_tril)
     return torch.maximum(*(_bound(vae, x, climbed(vae, x, start), draws) for start in (q, moved)))
 
@@ -184,7 +187,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="a run with 2 latent components")
     parser.add_argument("--data", default="mnist", help="the data set that it was trained on (default: mnist)")
-    parser.add_argument("--epochs", type=int, default=8, help="training of each new encoder (default: 8)")
+    parser.add_argument("--epochs", type=int, default=15, help="training of each new encoder (default: 15)")
     parser.add_argument("--images", type=int, default=200, help="test images measured (default: 200)")
     parser.add_argument("--draws", type=int, default=600, help="draws of z an image for a bound (default: 600)")
     parser.add_argument("--seed", type=int, default=0)

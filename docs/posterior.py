@@ -155,12 +155,12 @@ def draw_panel(axes: Axes, plane: Plane, x: Tensor, title: str) -> None:
     corner.set(xticks=[], yticks=[])
 
 
-def draw(vae: lb.VAE, x: Tensor, planes: list[Plane], found: Tensor) -> Figure:
+def draw(x: Tensor, planes: list[Plane]) -> Figure:
     """Draws one panel for each image."""
     figure = Figure(figsize=(11, 8.2), layout="constrained")
     panels = figure.subplots(2, 3)
-    for axes, image, plane, kl, name in zip(panels.flat, x, planes, found, RANKS.values(), strict=True):
-        draw_panel(axes, plane, image, f"{name}: KL = {kl:.2f} nats")
+    for axes, image, plane, name in zip(panels.flat, x, planes, RANKS.values(), strict=True):
+        draw_panel(axes, plane, image, f"{name}: KL = {plane.kl:.3g} nats")
     for axes in panels[1]:
         axes.set_xlabel("z₁")
     for axes in panels[:, 0]:
@@ -198,7 +198,7 @@ def main() -> None:
         pictures = x[chosen].double()
         planes = [Plane.of(vae, one[None], exact.ends[i]) for one, i in zip(pictures, chosen, strict=True)]
     with mpl.rc_context(STYLE):
-        draw(vae, pictures, planes, kl[chosen]).savefig(asked.out / "theory-posterior.png", dpi=130)
+        draw(pictures, planes).savefig(asked.out / "theory-posterior.png", dpi=130)
     print(f"log p(x), mean over {len(x)} images: {exact.log_px.mean():.2f} nats")
     print(f"mean error of quadrature: {exact.error.mean():.1e}, largest: {exact.error.max():.1e} nats")
     print(f"KL(q || p(z|x)): mean {kl.mean():.3f} ± {kl.std() / len(kl) ** 0.5:.3f}, median {kl.median():.3f} nats")
