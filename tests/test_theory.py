@@ -41,6 +41,9 @@ def test_every_estimator_is_of_the_exact_gradient():
 
 def test_the_noise_of_an_estimator_is_its_exact_variance():
     oracle = linear_gaussian(1, latent=1, dims=2, examples=1)
+    with torch.no_grad():
+        # A narrow q, over which log p(x|z) is nearly straight: else the tails of the estimates ask for too many draws.
+        oracle.vae.encoder.head.project.bias[1] -= 2
     nodes, weights = (torch.from_numpy(part) for part in hermegauss(30))
     weights = weights / weights.sum()
     q = oracle.vae.encoder(oracle.x)
@@ -56,11 +59,11 @@ def test_the_noise_of_an_estimator_is_its_exact_variance():
         exact[name] = torch.stack(values)
     values = [gradients.reparameterised(oracle.vae, oracle.x, eps.reshape(1, 1)) for eps in nodes]
     exact[gradients.REPARAMETERISED] = torch.stack(values)
-    for name, estimates in gradients.estimators(oracle.vae, oracle.x, 800):
+    for name, estimates in gradients.estimators(oracle.vae, oracle.x, 8000):
         noise, mean = gradients.Noise.of(estimates), weights @ exact[name]
         variance = (weights @ (exact[name] - mean).square()).sum().item()
         assert abs(noise.variance - variance) < 4 * noise.stderr, name
-        assert noise.stderr < 0.25 * variance, name
+        assert noise.stderr < 0.1 * variance, name
 
 
 def test_the_plane_and_the_bound_give_the_exact_kl():
