@@ -185,15 +185,17 @@ def draw(found: dict[str, Measured]) -> Figure:
             mean, stderr = values.mean().item(), values.std().item() / len(values) ** 0.5
             look = {"color": COLOURS[name], "mfc": face, "mew": 2, "ms": 10, "capsize": 4, "lw": 2}
             means.errorbar(place, mean, stderr, fmt="o", **look)
-            means.annotate(f"{mean:.2g}", (place, mean), (13, -5), textcoords="offset points")
-            rising = values.sort().values.clamp_min(1e-3)
+            means.annotate(f"{mean:#.2g}", (place, mean), (13, -5), textcoords="offset points")
+            rising = values.sort().values
             percent = 100 * torch.arange(1, len(rising) + 1) / len(rising)
             label = name if dash == "-" else None
             shares.plot(rising, percent, color=COLOURS[name], ls=dash, lw=2.2, label=label)
     means.set_xticks(range(len(found)), list(found))
     means.grid(axis="x", visible=False)
     means.set(yscale="log", xlim=(-0.4, len(found) - 0.4), title="mean gap", ylabel="log p(x) - ELBO, nats")
-    shares.set(xscale="log", xlabel="log p(x) - ELBO, nats", ylabel="%", title="images with a gap below", ylim=(0, 101))
+    # What lies further to the left is the noise of the draws.
+    shares.set(xscale="log", xlim=(3e-3, None), ylim=(0, 101))
+    shares.set(xlabel="log p(x) - ELBO, nats", ylabel="%", title="images with a gap below")
     black = {"color": "black", "lw": 2.2}
     kinds = [Line2D([], [], marker="o", ms=9, label="the encoder's q", **black)]
     kinds += [Line2D([], [], marker="o", ms=9, mfc="white", mew=2, ls=":", label="the best q of the family", **black)]
