@@ -110,11 +110,11 @@ WITHOUT_DENSITY = (Reconstruction, WAE)
 
 # Exported parts that cannot be combined with all others, and the file that tests them instead.
 ELSEWHERE = {
-    "VectorQuantised": "test_codes.py",
-    "FiniteScalar": "test_codes.py",
-    "AutoregressiveCodes": "test_codes.py",
-    "Quantised": "test_codes.py",
-    "NormalPerClass": "test_conditional.py",
+    "VectorQuantised": "tests/test_codes.py",
+    "FiniteScalar": "tests/test_codes.py",
+    "AutoregressiveCodes": "tests/test_codes.py",
+    "Quantised": "tests/test_codes.py",
+    "NormalPerClass": "tests/test_conditional.py",
 }
 
 

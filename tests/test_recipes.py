@@ -44,8 +44,8 @@ def settings_of(recipe) -> dict[str, int]:
 def judged(vae: lb.VAE, run: lb.Run, notes: tuple[str, ...]):
     """Everything that is asked of a model: its numbers, samples, reconstructions and codes."""
     test = run.data.test
-    x = test.examples(torch.arange(6)).x
-    tensors = [lb.sample(vae, 3), lb.sample(vae, 3, draw=True), lb.reconstruct(vae, x)]
+    batch = test.examples(torch.arange(6))
+    tensors = [lb.sample(vae, 3), lb.sample(vae, 3, draw=True), lb.reconstruct(vae.given(batch.label), batch.x)]
     tensors += lb.encode(vae, test, index=torch.arange(6)).values()
     return lb.evaluate(vae, test, num_samples=5, limit=40, notes=notes), tensors
 
