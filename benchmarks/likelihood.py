@@ -3,9 +3,10 @@
 The network is that of Burda, Grosse and Salakhutdinov (2016, section 5): 784-200-200-50 and back, tanh, one layer of
 50 latent components, the decoder's bias begun at the mean of the data. Theirs was trained for 3,280 epochs in batches
 of 20 by Adam; here it is a fraction of the epochs, with SOAP (`lowerbound.optimisers`), a step that falls to zero, and
-averaged weights; the two that cost most begin with the weights of IWAE-5. All settings were chosen with a validation split, on trainings of 20 epochs. The runs of the table
-then learn from all 60,000 training digits, and the test digits are looked at once, at the end, all runs on the same
-binarisation of them, so that differences are paired.
+averaged weights; the two rows that cost most begin with the weights of IWAE-5. The optimiser, its step and the batch
+were chosen with a validation split, on trainings of 20 epochs. The runs of the table then learn from all 60,000
+training digits, and the test digits are looked at once, at the end, all runs on the same binarisation of them, so that
+differences are paired.
 
     python benchmarks/likelihood.py                      everything: hours
     python benchmarks/likelihood.py vae iwae-5 --table   some; and with --table only the table, of what is trained
