@@ -13,19 +13,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from measure import ROOT
+from measure import ROOT, LeftOutError
 
 PEERS = ROOT / "benchmarks" / "peers"
 ENVIRONMENTS = ROOT / ".peers"
-
-
-class LeftOutError(Exception):
-    """A contestant cannot take part; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -75,19 +71,23 @@ class Running:
     def __init__(self, contestant: Contestant, digits: Path, folder: Path) -> None:
         self.name = contestant.name
         self.log = folder / f"{contestant.script}-{contestant.job}.log"
-        command = [str(contestant.python), str(PEERS / contestant.script), contestant.job, str(digits)]
+        interpreter = str(contestant.python)
+        answers, pipe = os.pipe()
         # A peer's environment has its own packages and no others.
         unseen = () if contestant.environment is None else ("PYTHONPATH",)
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                command,
+                [interpreter, str(PEERS / contestant.script), contestant.job, str(digits), str(pipe)],
                 stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
+                stdout=log,
                 stderr=log,
                 text=True,
                 cwd=folder,
                 env={k: v for k, v in os.environ.items() if k not in unseen},
+                pass_fds=(pipe,),
             )
+        os.close(pipe)
+        self.answers = os.fdopen(answers)
         began = time.perf_counter()
         self.versions: dict[str, str] = self._answer()["versions"]
         self.ready_seconds = time.perf_counter() - began
@@ -96,8 +96,10 @@ class Running:
         """Gives it a turn and returns what it answers."""
         assert self.process.stdin is not None
         self.process.send_signal(signal.SIGCONT)
-        self.process.stdin.write(command + "\n")
-        self.process.stdin.flush()
+        # If it has died, the answer says so.
+        with suppress(BrokenPipeError):
+            self.process.stdin.write(command + "\n")
+            self.process.stdin.flush()
         return self._answer()
 
     def close(self) -> None:
@@ -107,12 +109,12 @@ class Running:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.communicate()
+        self.answers.close()
 
     def _answer(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
+        line = self.answers.readline()
         if not line:
-            self.process.communicate()
+            self.close()
             said = self.log.read_text().strip().splitlines() or ["it said nothing"]
             raise LeftOutError(f"{self.name} is left out: it ended with status {self.process.returncode} ({said[-1]}).")
         self.process.send_signal(signal.SIGSTOP)

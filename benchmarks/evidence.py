@@ -31,7 +31,7 @@ CONTESTANTS = (
 
 def evidence(settings: Settings) -> Result:
     """Measures the track."""
-    draws = settings.sized(1000, 200)
+    draws = settings.sized(1000, 500)
     images = {name: settings.sized(count, 4) for name, count in IMAGES.items()}
     found: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -39,7 +39,7 @@ def evidence(settings: Settings) -> Result:
         write(settings.digits, 1000, digits)
         with running(CONTESTANTS, digits, Path(folder)) as (ready, left_out):
             turns = {name: partial(turn, one, images[name], draws, found) for name, one in ready.items()}
-            timings = take_turns(turns, settings.rounds)
+            timings = take_turns(turns, settings.rounds, left_out)
             versions = {name: one.versions for name, one in ready.items()}
     result = Result(
         "evidence",

@@ -27,6 +27,10 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parent.parent
 
 
+class LeftOutError(Exception):
+    """A contestant cannot take part; the message says why."""
+
+
 @dataclass(frozen=True)
 class Timing:
     """Seconds of one contestant.
@@ -52,22 +56,40 @@ class Timing:
         return statistics.median(b / a for a, b in zip(self.seconds, other.seconds, strict=True))
 
 
-def take_turns(contestants: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, Timing]:
+def take_turns(
+    contestants: Mapping[str, Callable[[], float]], rounds: int, left_out: list[str] | None = None
+) -> dict[str, Timing]:
     """Lets each contestant take a turn a round, and returns the seconds that each turn says it took.
 
     Args:
         contestants: What takes one turn and returns its seconds, by name.
         rounds: Counted rounds, at least 1; one more goes before them.
+        left_out: Takes in why contestants broke on the way; without it the first that breaks ends it all.
+
+    Raises:
+        LeftOutError: A contestant broke, and there is no list to say so in.
     """
     if rounds < 1:
         raise ValueError(f"There must be a round to count; got {rounds}.")
     names = list(contestants)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(rounds + 1):
-        shift = turn % len(names) if names else 0
-        for name in names[shift:] + names[:shift]:
-            seconds[name].append(contestants[name]())
+        for name in rotated(names, turn):
+            try:
+                seconds[name].append(contestants[name]())
+            except LeftOutError as error:
+                if left_out is None:
+                    raise
+                left_out.append(str(error))
+                names.remove(name)
+                del seconds[name]
     return {name: Timing(first, tuple(counted)) for name, (first, *counted) in seconds.items()}
+
+
+def rotated(names: list[str], turn: int) -> list[str]:
+    """Returns the names from another one on each turn."""
+    shift = turn % len(names) if names else 0
+    return names[shift:] + names[:shift]
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,13 @@ The notebook's time is that of one epoch times 100, an epoch of it before each t
 
 from __future__ import annotations
 
+import enum
 import statistics
 import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from contestants import Contestant, running
@@ -53,7 +54,7 @@ class Curve:
 def quality(settings: Settings) -> Result:
     """Measures the track."""
     seeds = range(settings.sized(settings.seeds, 1))
-    changes = settings.changes | settings.sized({}, {"epochs": 1})
+    changes = typed(settings.recipe, settings.changes | settings.sized({}, {"epochs": 1}))
     data = lb.open_data(settings.sized(settings.digits, "mnist-5k")).joined()
     curves, epochs = [], []
     with tempfile.TemporaryDirectory() as folder:
@@ -67,6 +68,13 @@ def quality(settings: Settings) -> Result:
                 epochs.append(float(ready[NOTEBOOK.name]("epoch")["seconds"]))
                 curves.append(trained(settings.recipe, data, changes, seed))
     return told(settings, changes, curves, statistics.median(epochs), count)
+
+
+def typed(recipe: str, changes: dict[str, Any]) -> dict[str, Any]:
+    """Returns the settings with names of choices made the choices that the recipe's signature asks for."""
+    hints = get_type_hints(RECIPES[recipe])
+    choices = {name: hint for name, hint in hints.items() if isinstance(hint, type) and issubclass(hint, enum.Enum)}
+    return {name: choices[name](value) if name in choices else value for name, value in changes.items()}
 
 
 def trained(recipe: str, data: lb.Data, changes: dict[str, Any], seed: int) -> Curve:

@@ -46,7 +46,8 @@ def throughput(settings: Settings) -> Result:
         digits = Path(folder) / "digits.npy"
         count = write(settings.digits, settings.sized(60_000, 2_000), digits)
         with running(contestants(auto), digits, Path(folder)) as (ready, left_out):
-            timings = take_turns({name: partial(epoch, one, last) for name, one in ready.items()}, settings.rounds)
+            turns = {name: partial(epoch, one, last) for name, one in ready.items()}
+            timings = take_turns(turns, settings.rounds, left_out)
             said = {name: {"versions": one.versions, "ready_seconds": one.ready_seconds} for name, one in ready.items()}
     operations = count * network.training_flops()
     result = Result(
@@ -82,8 +83,8 @@ def throughput(settings: Settings) -> Result:
 
 def peak_note(auto: Precision) -> str:
     return (
-        "torch.mm is what it reaches in the same run, in turns, on the network's shapes in the same arithmetic: float32, "
-        f"but for `auto`, which is {auto.value} here. Who multiplies with other kernels can be above it."
+        "torch.mm is what it reaches in the same run, in turns, on the network's shapes in the same arithmetic: "
+        f"float32, but for `auto`, which is {auto.value} here. Who multiplies with other kernels can be above it."
     )
 
 

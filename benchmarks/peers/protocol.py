@@ -10,7 +10,8 @@ its threads spent, and whatever else the command found:
 
     {"seconds": 3.81, "processor_seconds": 7.52, "loss": 142.8}
 
-When its input ends, the process ends.
+Answers go through a pipe of their own, so that nothing that a library prints can be taken for one. When its input ends,
+the process ends.
 """
 
 from __future__ import annotations
@@ -29,22 +30,19 @@ Command = Callable[..., Mapping[str, Any] | None]
 
 
 def arguments(*jobs: str) -> argparse.Namespace:
-    """Returns the contestant's arguments: the job and the file of digits, uint8 `[N, 784]`."""
+    """Returns the contestant's arguments: the job, the file of digits (uint8 `[N, 784]`), the pipe for answers."""
     parser = argparse.ArgumentParser()
     parser.add_argument("job", choices=jobs)
     parser.add_argument("digits", type=Path)
+    parser.add_argument("pipe", type=int)
     return parser.parse_args()
 
 
 class Line:
-    """The line to whoever measures; it takes standard output for itself.
+    """The line to whoever measures."""
 
-    What libraries print goes to standard error instead, so that it cannot be taken for an answer.
-    """
-
-    def __init__(self) -> None:
-        self._out = os.fdopen(os.dup(1), "w", buffering=1)
-        os.dup2(2, 1)
+    def __init__(self, pipe: int) -> None:
+        self._out = os.fdopen(pipe, "w", buffering=1)
 
     def answer(self, **found: Any) -> None:
         self._out.write(json.dumps(found) + "\n")
@@ -70,9 +68,9 @@ class Watch:
         }
 
 
-def serve(commands: Mapping[str, Command], **versions: str) -> None:
+def serve(pipe: int, commands: Mapping[str, Command], **versions: str) -> None:
     """Answers commands until there are no more."""
-    line = Line()
+    line = Line(pipe)
     line.answer(versions=versions)
     while True:
         name, numbers = line.take()

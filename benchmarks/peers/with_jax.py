@@ -121,7 +121,7 @@ def main() -> None:
     chosen = arguments("train", "evidence")
     digits = jnp.asarray(np.load(chosen.digits))
     commands = {"epoch": training(digits)} if chosen.job == "train" else {"evidence": evidence(digits)}
-    serve(commands, jax=version("jax"), jaxlib=version("jaxlib"), optax=version("optax"))
+    serve(chosen.pipe, commands, jax=version("jax"), jaxlib=version("jaxlib"), optax=version("optax"))
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ def main() -> None:
         commands = {"evidence": evidence(values)}
     else:
         commands = {"epoch": training(values, Precision(chosen.job))}
-    serve(commands, lowerbound=lb.__version__, torch=torch.__version__)
+    serve(chosen.pipe, commands, lowerbound=lb.__version__, torch=torch.__version__)
 
 
 if __name__ == "__main__":

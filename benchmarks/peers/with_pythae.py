@@ -57,8 +57,8 @@ class Decoder(BaseDecoder):
 class Turns(TrainingCallback):
     """Makes the trainer wait before each epoch until it is asked for one, and answers for the one before."""
 
-    def __init__(self) -> None:
-        self.line = Line()
+    def __init__(self, pipe: int) -> None:
+        self.line = Line(pipe)
         self.watch: Watch | None = None
         self.loss = float("nan")
 
@@ -75,7 +75,7 @@ class Turns(TrainingCallback):
         self.watch = Watch()
 
 
-def train(model: VAE, images: Tensor) -> None:
+def train(model: VAE, images: Tensor, turns: Turns) -> None:
     with tempfile.TemporaryDirectory() as folder:
         config = BaseTrainerConfig(
             output_dir=folder,
@@ -85,7 +85,7 @@ def train(model: VAE, images: Tensor) -> None:
             optimizer_cls="Adam",
             no_cuda=True,
         )
-        TrainingPipeline(model=model, training_config=config)(train_data=images, callbacks=[Turns()])
+        TrainingPipeline(model=model, training_config=config)(train_data=images, callbacks=[turns])
 
 
 def main() -> None:
@@ -96,13 +96,13 @@ def main() -> None:
     config = VAEConfig(input_dim=(1, 28, 28), latent_dim=LATENT, reconstruction_loss="bce")
     model = VAE(config, encoder=Encoder(), decoder=Decoder())
     if chosen.job == "train":
-        train(model, images)
+        train(model, images, Turns(chosen.pipe))
         return
 
     def evidence(count: int, samples: int) -> dict[str, float]:
         return {"log_px": float(model.eval().get_nll(images[:count], n_samples=samples, batch_size=BATCH))}
 
-    serve({"evidence": evidence}, **VERSIONS)
+    serve(chosen.pipe, {"evidence": evidence}, **VERSIONS)
 
 
 if __name__ == "__main__":

@@ -139,7 +139,10 @@ def products(digits: Tensor, dtype: torch.dtype) -> dict[str, Callable[..., None
         training(math.ceil(len(digits) / BATCH))
 
     def evidence(images: int, samples: int) -> None:
-        decoding(math.ceil(images * samples / ROWS))
+        passes, left = divmod(images * samples, ROWS)
+        if left:
+            raise ValueError(f"Ask for a multiple of {ROWS} draws in all.")
+        decoding(passes)
 
     return {"epoch": epoch, "evidence": evidence}
 
@@ -155,7 +158,7 @@ def main() -> None:
             commands = {"epoch": plain(digits)}
         case _:
             commands = products(digits, torch.bfloat16 if chosen.job.endswith("bf16") else torch.float32)
-    serve(commands, torch=torch.__version__)
+    serve(chosen.pipe, commands, torch=torch.__version__)
 
 
 if __name__ == "__main__":
