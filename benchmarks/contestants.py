@@ -89,7 +89,12 @@ class Running:
         os.close(pipe)
         self.answers = os.fdopen(answers)
         began = time.perf_counter()
-        self.versions: dict[str, str] = self._answer()["versions"]
+        try:
+            self.versions: dict[str, str] = self._answer()["versions"]
+        except BaseException:
+            # Whoever interrupts this has nothing yet to close it by.
+            self.close()
+            raise
         self.ready_seconds = time.perf_counter() - began
 
     def __call__(self, command: str) -> dict[str, Any]:

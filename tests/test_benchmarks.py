@@ -17,6 +17,7 @@ import contestants  # noqa: E402
 import measure  # noqa: E402
 import quality  # noqa: E402
 import run  # noqa: E402
+import throughput  # noqa: E402
 from measure import Timing, slope, take_turns  # noqa: E402
 from peers import network  # noqa: E402
 
@@ -105,6 +106,16 @@ def test_the_target_is_reached_at_the_first_epoch_that_meets_it():
     assert curve.reached(98.71) == 2.0
     assert curve.reached(98.0) == 4.0
     assert curve.reached(97.0) is None
+
+
+def test_the_peak_is_the_faster_of_the_kernels_in_that_arithmetic():
+    from lowerbound.training import Precision
+
+    slow, fast, other = Timing(1, (4, 4, 9)), Timing(1, (2, 9, 2)), Timing(1, (1, 1, 1))
+    timings = {"products-fp32": slow, "products-onednn": fast, "products-bf16": other, "jax": other}
+    assert throughput.peak_of(timings, Precision.FP32) is fast
+    assert throughput.peak_of({"products-fp32": slow}, Precision.FP32) is slow
+    assert throughput.peak_of(timings, Precision.BF16) is other
 
 
 def test_the_tracks_asked_for_are_measured_once_each():
