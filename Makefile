@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench bench-likelihood verification clean
+.PHONY: demo test lint bench bench-full bench-likelihood peers verification clean
 
 demo: $(STAMP)
 	$(BIN)/lowerbound train mlp --data mnist-5k --epochs 80 --out runs/demo --overwrite
@@ -20,8 +20,21 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Under fifteen minutes. `make peers` once before, or the peers are named as left out.
 bench: $(STAMP)
-	GOMP_SPINCOUNT=10000 $(BIN)/python benchmarks/throughput.py
+	GOMP_SPINCOUNT=10000 $(BIN)/python benchmarks/run.py throughput start memory evidence growth
+
+# What takes longer.
+bench-full: $(STAMP)
+	GOMP_SPINCOUNT=10000 $(BIN)/python benchmarks/run.py quality
+
+# Other people's toolkits, each in an environment of its own, by its own pins.
+peers: .peers/pythae/.installed .peers/jax/.installed
+
+.peers/%/.installed: benchmarks/peers/%.txt
+	$(PYTHON) -m venv .peers/$*
+	.peers/$*/bin/python -m pip install --quiet --only-binary :all: --requirement $<
+	touch $@
 
 verification: $(STAMP)
 	$(BIN)/python tests/verification.py
@@ -30,8 +43,9 @@ verification: $(STAMP)
 bench-likelihood: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/likelihood.py --json docs/results/likelihood.json
 
+# Trainings of your own in runs/ stay.
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) .peers runs/demo runs/bench
 
 # The pins are a set that was installed and imported together. The stamp is made anew when they change.
 $(STAMP): pyproject.toml constraints.txt

@@ -1,176 +1,124 @@
-"""How long an epoch takes: the tutorial's network on MNIST, ours beside the loops that people write.
+"""How long an epoch takes: the same network and batches, ours beside the loops and toolkits that people use.
 
-Every contestant trains the same network (784-400-400-200, LeakyReLU, float32) with batches of 100 on all 60,000
-images. They take turns in one process, so that a slower machine slows them all; the ratio of medians is what counts.
-
-* **notebook**: a data set that opens each item through Pillow, a DataLoader, sigmoid and binary_cross_entropy, the
-  loss read at every update: the loop of most tutorials.
-* **plain**: the images as one tensor in memory, twenty lines of torch.
-* **lowerbound**: the recipe `tutorial`, as `lowerbound train` runs it; once in float32, and once with `auto` precision.
-
-    python benchmarks/throughput.py --rounds 3 --json throughput.json
+Each contestant is a process (`peers/`), they take turns, and the products of the network's matrices alone take a turn
+as well, by the kernels that torch has: the faster of them is the machine's peak in that arithmetic, and the share says
+how near an epoch comes to it.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
-import statistics
-import subprocess
-import sys
-import time
-from collections.abc import Callable
-from dataclasses import replace
+import tempfile
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
-from PIL import Image
-from rich.console import Console
-from rich.table import Table
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from contestants import Contestant, Running, running
+from digits import write
+from measure import Result, Timing, gflops, take_turns
+from peers import network
+from settings import Settings
 
-import lowerbound as lb
-from lowerbound.recipes import tutorial
-from lowerbound.training import Precision, TrainState
+from lowerbound.training import Precision, resolve_precision
 
-BATCH = 100
+FIRST = "notebook"
+PRODUCTS = {Precision.FP32: ("products-fp32", "products-onednn"), Precision.BF16: ("products-bf16",)}
 
 
-class Textbook(nn.Module):
-    """The tutorial's network as tutorials write it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.e1, self.e2 = nn.Linear(784, 400), nn.Linear(400, 400)
-        self.mean, self.log_var = nn.Linear(400, 200), nn.Linear(400, 200)
-        self.d1, self.d2, self.out = nn.Linear(200, 400), nn.Linear(400, 400), nn.Linear(400, 784)
-        self.act = nn.LeakyReLU(0.2)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        h = self.act(self.e2(self.act(self.e1(x))))
-        mean, log_var = self.mean(h), self.log_var(h)
-        z = mean + torch.exp(0.5 * log_var) * torch.randn_like(mean)
-        return self.out(self.act(self.d2(self.act(self.d1(z))))), mean, log_var
+def contestants(auto: Precision) -> tuple[Contestant, ...]:
+    """Who takes part; bf16 only where the machine has it."""
+    peaks = dict.fromkeys(PRODUCTS[Precision.FP32] + PRODUCTS[auto])
+    return (
+        Contestant(FIRST, "with_torch.py", "notebook"),
+        Contestant("pythae", "with_pythae.py", "train", "pythae"),
+        Contestant("jax", "with_jax.py", "train", "jax"),
+        Contestant("plain torch", "with_torch.py", "plain"),
+        Contestant("lowerbound fp32", "with_lowerbound.py", "fp32"),
+        Contestant("lowerbound auto", "with_lowerbound.py", "auto"),
+        *(Contestant(peak, "with_torch.py", peak) for peak in peaks),
+    )
 
 
-class Pictures(Dataset):
-    """Items made one by one, as the usual image data sets and their conversion to tensors make them.
-
-    A row of the tensor becomes a Pillow image, that an array, that a tensor with the channels last, then first, then
-    float, then divided by 255; the label travels along.
-    """
-
-    def __init__(self, images: Tensor, labels: Tensor) -> None:
-        self.images, self.labels = images, labels
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        picture = Image.fromarray(self.images[index].numpy())
-        pixels = torch.from_numpy(np.array(picture, np.uint8, copy=True))
-        pixels = pixels.view(picture.size[1], picture.size[0], len(picture.getbands()))
-        return pixels.permute(2, 0, 1).contiguous().to(torch.float32).div(255), int(self.labels[index])
-
-
-def kl(mean: Tensor, log_var: Tensor) -> Tensor:
-    return -0.5 * torch.sum(1 + log_var - mean.pow(2) - log_var.exp())
-
-
-def notebook(images: Tensor, labels: Tensor) -> Callable[[], None]:
-    model = Textbook()
-    optimiser = torch.optim.Adam(model.parameters(), lr=1e-3)
-    loader = DataLoader(Pictures(images, labels), batch_size=BATCH, shuffle=True)
-
-    def epoch() -> None:
-        total = 0.0
-        for batch, _ in loader:
-            x = batch.view(BATCH, 784)
-            optimiser.zero_grad()
-            logits, mean, log_var = model(x)
-            loss = F.binary_cross_entropy(torch.sigmoid(logits), x, reduction="sum") + kl(mean, log_var)
-            total += loss.item()
-            loss.backward()
-            optimiser.step()
-
-    return epoch
-
-
-def plain(images: Tensor) -> Callable[[], None]:
-    model = Textbook()
-    optimiser = torch.optim.Adam(model.parameters(), lr=1e-3)
-    flat = images.view(-1, 784)
-
-    def epoch() -> None:
-        for index in torch.randperm(len(flat)).split(BATCH):
-            x = flat[index].float().div_(255)
-            logits, mean, log_var = model(x)
-            loss = F.binary_cross_entropy_with_logits(logits, x, reduction="sum") + kl(mean, log_var)
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-
-    return epoch
+def throughput(settings: Settings) -> Result:
+    """Measures the track."""
+    auto = resolve_precision(Precision.AUTO, torch.device("cpu"))
+    last: dict[str, dict[str, Any]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        digits = Path(folder) / "digits.npy"
+        count = write(settings.digits, settings.sized(60_000, 2_000), digits)
+        with running(contestants(auto), digits, Path(folder)) as (ready, left_out):
+            turns = {name: partial(epoch, one, last) for name, one in ready.items()}
+            timings = take_turns(turns, settings.rounds, left_out)
+            said = {name: {"versions": one.versions, "ready_seconds": one.ready_seconds} for name, one in ready.items()}
+    operations = count * network.training_flops()
+    result = Result(
+        "throughput",
+        f"An epoch of {count:,} digits in batches of {network.BATCH}; {settings}",
+        (
+            "contestant",
+            "s (median)",
+            "spread",
+            f"against {FIRST}",
+            "first epoch, s",
+            "GFLOP/s",
+            "of the peak",
+            "threads busy",
+            "loss",
+        ),
+        notes=[*left_out, peak_note(auto)],
+        values={
+            "timings": timings_of(timings),
+            "last_epoch": last,
+            "contestants": said,
+            "operations": operations,
+            "auto": auto.value,
+        },
+    )
+    for name, timing in timings.items():
+        in_auto = name == "lowerbound auto" or name in PRODUCTS[Precision.BF16]
+        peak = peak_of(timings, auto if in_auto else Precision.FP32)
+        result.rows.append(row(name, timing, timings, peak, operations, last[name]))
+    return result
 
 
-def ours(data: lb.Data, precision: Precision) -> Callable[[], None]:
-    run = tutorial(data, epochs=10_000)
-    training = replace(run.training, precision=precision)
-    state = TrainState(run.vae, training, torch.device("cpu"))
-    steps = lb.train(run.vae, run.data.train, run.objective, training, state=state)
-
-    def epoch() -> None:
-        for step in steps:
-            if step.epoch_ends:
-                return
-
-    return epoch
+def peak_of(timings: dict[str, Timing], precision: Precision) -> Timing:
+    """The faster of the products in an arithmetic."""
+    return min((timings[name] for name in PRODUCTS[precision] if name in timings), key=lambda timing: timing.median)
 
 
-def measure(contestants: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
-    """Lets each run one epoch in turn, after an uncounted one, and returns the seconds of each epoch."""
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    for turn in range(rounds + 1):
-        for name, epoch in contestants.items():
-            began = time.perf_counter()
-            epoch()
-            if turn:
-                seconds[name].append(time.perf_counter() - began)
-    return seconds
+def peak_note(auto: Precision) -> str:
+    return (
+        "The peak is the faster of the products, on the network's shapes and in the same arithmetic: float32, "
+        f"but for `auto`, which is {auto.value} here. Who multiplies with other kernels can be above it."
+    )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3, help="counted epochs of each contestant")
-    parser.add_argument("--json", type=Path, help="also write the measurements here")
-    options = parser.parse_args()
-    data = lb.open_data("mnist")
-    learned = data.joined().train
-    images, labels = learned.values.squeeze(1), learned.labels
-    torch.manual_seed(0)
-    contestants = {
-        "notebook": notebook(images, labels),
-        "plain": plain(images),
-        "lowerbound fp32": ours(data, Precision.FP32),
-        "lowerbound auto": ours(data, Precision.AUTO),
-    }
-    seconds = measure(contestants, options.rounds)
-    medians = {name: statistics.median(times) for name, times in seconds.items()}
-    table = Table("contestant", "seconds an epoch (median)", "spread", "against the notebook's loop")
-    for name, times in seconds.items():
-        ratio = f"{medians['notebook'] / medians[name]:.2f} x"
-        table.add_row(name, f"{medians[name]:.2f}", f"{min(times):.2f} to {max(times):.2f}", ratio)
-    Console().print(table)
-    if options.json:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout
-        machine = {"machine": platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__}
-        record = {"command": sys.argv, "commit": commit.strip(), **machine, "seconds": seconds}
-        options.json.write_text(json.dumps(record, indent=1) + "\n")
+def epoch(one: Running, last: dict[str, dict[str, Any]]) -> float:
+    last[one.name] = one("epoch")
+    return float(last[one.name]["seconds"])
 
 
-if __name__ == "__main__":
-    main()
+def row(
+    name: str,
+    timing: Timing,
+    timings: dict[str, Timing],
+    peak: Timing,
+    operations: int,
+    last: dict[str, Any],
+) -> tuple[str, ...]:
+    return (
+        name,
+        f"{timing.median:.3g}",
+        timing.spread,
+        f"{timing.against(timings[FIRST]):.2f} x" if FIRST in timings else "",
+        f"{timing.first:.3g}",
+        f"{gflops(operations, timing.median):.0f}",
+        f"{timing.against(peak):.0%}",
+        f"{last['processor_seconds'] / last['seconds']:.2f}",
+        f"{last['loss']:.1f}" if "loss" in last else "",
+    )
+
+
+def timings_of(timings: dict[str, Timing]) -> dict[str, dict[str, object]]:
+    """For the record."""
+    return {name: {"first": t.first, "seconds": t.seconds, "median": t.median} for name, t in timings.items()}
