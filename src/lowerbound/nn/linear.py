@@ -19,7 +19,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 # Multiplications, and the shortest side, below which starting a product takes longer than what is saved.
-_WORTH_IT = 1 << 21
+_WORTH_IT = 1 << 22
 _SHORTEST = 16
 
 
