@@ -12,6 +12,7 @@ what takes the time) the map is torch's own.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -50,7 +51,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if not _pays(x, weight):
         return F.linear(x, weight, bias)
     rows = x.reshape(-1, x.shape[-1])
-    y: Tensor = _Affine.apply(rows, weight, bias) if torch.is_grad_enabled() else _product(rows, weight, bias)
+    y = _multiply()(rows, weight, bias)
     return y if x.ndim == 2 else y.reshape(*x.shape[:-1], -1)
 
 
@@ -61,11 +62,12 @@ def _pays(x: Tensor, weight: Tensor) -> bool:
         and x.device.type == "cpu"
         and x.numel() * weight.shape[0] >= _WORTH_IT
         and min(*weight.shape, x.numel() // x.shape[-1]) >= _SHORTEST
-        # Autocast wants another type, and a compiler or exporter an operation that it knows.
+        # Autocast wants another type; a compiler, an exporter or a transform of functions an operation that it knows.
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
-        and torch.backends.mkldnn.enabled
+        and not torch._C._get_tracing_state()
+        and not torch._C._are_functorch_transforms_active()
+        and bool(torch.backends.mkldnn.enabled)
         and _there()
     )
 
@@ -85,6 +87,10 @@ def _there() -> bool:
         return False
 
 
+def _multiply() -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
+    return _Affine.apply if torch.is_grad_enabled() else _product
+
+
 def _product(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
     y: Tensor = torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
     return y
@@ -99,8 +105,7 @@ class _Affine(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         # Both products are affine maps themselves, of the same three sides, and as such can be differentiated again.
-        multiply = _Affine.apply if torch.is_grad_enabled() else _product
-        (g,) = gradients
+        (g,), multiply = gradients, _multiply()
         x, weight = ctx.saved_tensors
         to_x, to_weight, to_bias = ctx.needs_input_grad
         return (

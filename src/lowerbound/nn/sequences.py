@@ -64,9 +64,7 @@ class CausalLayer(nn.Module):
         self.before = nn.LayerNorm(width)
         self.project = Linear(width, 3 * width)
         self.gather = Linear(width, width)
-        self.mlp = nn.Sequential(
-            nn.LayerNorm(width), Linear(width, 4 * width), nn.GELU(), Linear(4 * width, width)
-        )
+        self.mlp = nn.Sequential(nn.LayerNorm(width), Linear(width, 4 * width), nn.GELU(), Linear(4 * width, width))
 
     def forward(self, x: Tensor) -> Tensor:
         heads = self.project(self.before(x)).unflatten(-1, (3, self.num_heads, -1))  # [B, T, 3, heads, W / heads]
