@@ -111,7 +111,8 @@ class DynamicallyBinarised(Source):
 
     def decode(self, raw: Tensor) -> Tensor:
         grey = self.grey.decode(raw)
-        return (torch.rand_like(grey) < grey).to(torch.float32)
+        # In place, the comparison gives zeros and ones in float32 at once.
+        return torch.rand_like(grey).lt_(grey)
 
     def to(self, device: torch.device) -> DynamicallyBinarised:
         return DynamicallyBinarised(self.grey.to(device))

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from lowerbound.errors import UsageError
 from lowerbound.flows.base import Flow, soft_clamp
-from lowerbound.nn import check_sizes
+from lowerbound.nn import Linear, check_sizes, linear
 
 # A layer scales a component by e^-3 to e^3: more than any needs, and ten of them stay far within float32.
 _LAYER_BOUND = 3.0
@@ -38,10 +37,10 @@ class _Conditioner(nn.Module):
         self.register_buffer("degrees", degrees)
         self.register_buffer("unit_degrees", unit_degrees)
         width = len(unit_degrees)
-        self.enter = nn.Linear(len(degrees), width)
-        self.hidden = nn.Linear(width, width)
-        self.leave = nn.Linear(width, 2 * len(degrees))
-        self.context = nn.Linear(context_dim, width, bias=False) if context_dim else None
+        self.enter = Linear(len(degrees), width)
+        self.hidden = Linear(width, width)
+        self.leave = Linear(width, 2 * len(degrees))
+        self.context = Linear(context_dim, width, bias=False) if context_dim else None
         self.activation = activation
         nn.init.zeros_(self.leave.weight)
         nn.init.zeros_(self.leave.bias)
@@ -63,8 +62,8 @@ class _Conditioner(nn.Module):
         return shift, soft_clamp(log_scale, _LAYER_BOUND)
 
 
-def _masked(layer: nn.Linear, x: Tensor, mask: Tensor) -> Tensor:
-    return F.linear(x, torch.where(mask, layer.weight, 0), layer.bias)
+def _masked(layer: Linear, x: Tensor, mask: Tensor) -> Tensor:
+    return linear(x, torch.where(mask, layer.weight, 0), layer.bias)
 
 
 class AffineCoupling(Flow):

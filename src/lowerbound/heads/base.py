@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from lowerbound.errors import UsageError
-from lowerbound.nn import Network, check_sizes
+from lowerbound.nn import Linear, Network, check_sizes
 
 LOG_SCALE_BOUND = 10.0
 
@@ -44,11 +44,13 @@ class Head(nn.Module, ABC):
             # Features that lie on the picture: the same affine map at every pixel.
             self.project: nn.Module = nn.Conv2d(in_shape[0], self.num_parameters * event_shape[0], 1)
         else:
-            self.project = nn.Linear(math.prod(in_shape), self.num_parameters * math.prod(event_shape))
+            self.project = Linear(math.prod(in_shape), self.num_parameters * math.prod(event_shape))
 
     def parameters_of(self, features: Tensor, batch: torch.Size) -> tuple[Tensor, ...]:
         """Returns `num_parameters` tensors of shape `[*batch, *event]`, at least float32."""
-        return tuple(self._raw(features, batch).unbind(len(batch)))
+        raw = self._raw(features, batch)
+        # Of one parameter there is nothing to take apart; backwards, unbind would copy all of it.
+        return (raw.squeeze(len(batch)),) if self.num_parameters == 1 else tuple(raw.unbind(len(batch)))
 
     def parameters_last(self, features: Tensor, batch: torch.Size) -> Tensor:
         """Returns the same parameters as one tensor `[*batch, *event, num_parameters]`: for many of one kind."""

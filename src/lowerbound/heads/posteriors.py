@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lowerbound import distributions
 from lowerbound.errors import UsageError
 from lowerbound.flows import Flow, Flowed
 from lowerbound.flows.base import soft_clamp
 from lowerbound.heads.base import LOG_SCALE_BOUND, Head
+from lowerbound.nn import Linear
 
 # A component hangs on each one before it by at most so many times its own conditional spread: a correlation of 0.995.
 _SLOPE_BOUND = 10.0
@@ -56,7 +57,7 @@ class FullNormal(Head):
     def __init__(self, in_shape: tuple[int, ...], event_shape: tuple[int, ...]) -> None:
         super().__init__(in_shape, event_shape)
         size = _vector(event_shape)
-        self.factor = nn.Linear(math.prod(in_shape), size * (size + 1) // 2)
+        self.factor = Linear(math.prod(in_shape), size * (size + 1) // 2)
         row, column = self._places()
         with torch.no_grad():
             for parameter in (self.factor.weight, self.factor.bias):
@@ -111,7 +112,7 @@ class FlowedNormal(Head):
                 "components. Build the flow with that latent_dim."
             )
         self.flow = flow
-        self.context = nn.Linear(math.prod(in_shape), flow.context_dim) if flow.context_dim else None
+        self.context = Linear(math.prod(in_shape), flow.context_dim) if flow.context_dim else None
 
     def forward(self, features: Tensor, batch: torch.Size) -> Flowed:
         base = _diagonal(self.parameters_of(features, batch), 1)

@@ -9,6 +9,7 @@ data: nothing here knows of 28 or 64.
 from torch.nn import ELU, GELU, LeakyReLU, Module, ReLU, SiLU, Tanh
 
 from lowerbound.nn.base import Network, check_picture, check_sizes, halvings
+from lowerbound.nn.linear import Linear, linear
 from lowerbound.nn.mlp import MLP, BottomUp, ResidualMLP, beside
 from lowerbound.nn.pictures import ConvBlock, ConvDown, ConvFromGrid, ConvToGrid, ConvUp
 from lowerbound.nn.sequences import CausalLayer, CausalTransformer
@@ -26,6 +27,7 @@ __all__ = [
     "ConvToGrid",
     "ConvUp",
     "LeakyReLU",
+    "Linear",
     "Module",
     "Network",
     "ReLU",
@@ -36,4 +38,5 @@ __all__ = [
     "check_picture",
     "check_sizes",
     "halvings",
+    "linear",
 ]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lowerbound.errors import UsageError
 from lowerbound.nn.base import Network, check_sizes
+from lowerbound.nn.linear import Linear
 
 
 class MLP(Network):
@@ -43,7 +44,7 @@ class MLP(Network):
         self.activation = nn.GELU() if activation is None else activation
         self.out_shape = (widths[-1],)
         sizes = (math.prod(in_shape), *widths)
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
+        self.layers = nn.ModuleList(Linear(a, b) for a, b in pairwise(sizes))
 
     def forward(self, x: Tensor) -> Tensor:
         h = x.flatten(1)
@@ -83,10 +84,10 @@ class ResidualMLP(Network):
         self.in_shape, self.width, self.blocks = tuple(in_shape), width, blocks
         self.activation = nn.GELU() if activation is None else activation
         self.out_shape = (width,)
-        self.enter = nn.Linear(math.prod(in_shape), width)
+        self.enter = Linear(math.prod(in_shape), width)
         self.residuals = nn.ModuleList(
             nn.Sequential(
-                nn.LayerNorm(width), nn.Linear(width, width), copy.deepcopy(self.activation), nn.Linear(width, width)
+                nn.LayerNorm(width), Linear(width, width), copy.deepcopy(self.activation), Linear(width, width)
             )
             for _ in range(blocks)
         )

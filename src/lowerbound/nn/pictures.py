@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lowerbound.errors import UsageError
 from lowerbound.nn.base import Network, check_picture, check_sizes, halvings
+from lowerbound.nn.linear import Linear
 
 
 class ConvDown(Network):
@@ -47,7 +48,7 @@ class ConvDown(Network):
             levels += [nn.Conv2d(before, after, 3, padding=1), copy.deepcopy(act)]
             levels += [nn.Conv2d(after, after, 3, stride=2, padding=1), copy.deepcopy(act)]
         height, width = halvings(in_shape[1:], len(channels))[-1]
-        self.layers = nn.Sequential(*levels, nn.Flatten(), nn.Linear(channels[-1] * height * width, features), act)
+        self.layers = nn.Sequential(*levels, nn.Flatten(), Linear(channels[-1] * height * width, features), act)
 
     def forward(self, x: Tensor) -> Tensor:
         h: Tensor = self.layers(x)
@@ -89,9 +90,9 @@ class ConvUp(Network):
         wide = channels[-1] * height * width
         layers: list[nn.Module] = [
             nn.Flatten(),
-            nn.Linear(math.prod(in_shape), features),
+            Linear(math.prod(in_shape), features),
             act,
-            nn.Linear(features, wide),
+            Linear(features, wide),
             copy.deepcopy(act),
             nn.Unflatten(1, (channels[-1], height, width)),
         ]

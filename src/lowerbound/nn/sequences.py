@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from lowerbound.errors import UsageError
 from lowerbound.nn.base import Network, check_sizes
+from lowerbound.nn.linear import Linear
 
 
 class CausalTransformer(Network):
@@ -61,11 +62,9 @@ class CausalLayer(nn.Module):
         super().__init__()
         self.width, self.num_heads = width, num_heads
         self.before = nn.LayerNorm(width)
-        self.project = nn.Linear(width, 3 * width)
-        self.gather = nn.Linear(width, width)
-        self.mlp = nn.Sequential(
-            nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
-        )
+        self.project = Linear(width, 3 * width)
+        self.gather = Linear(width, width)
+        self.mlp = nn.Sequential(nn.LayerNorm(width), Linear(width, 4 * width), nn.GELU(), Linear(4 * width, width))
 
     def forward(self, x: Tensor) -> Tensor:
         heads = self.project(self.before(x)).unflatten(-1, (3, self.num_heads, -1))  # [B, T, 3, heads, W / heads]

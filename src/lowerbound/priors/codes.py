@@ -22,7 +22,7 @@ from torch.distributions import Distribution, constraints, register_kl
 from lowerbound.discrete import CodeMass
 from lowerbound.errors import UsageError
 from lowerbound.heads import Conditional, Quantiser
-from lowerbound.nn import CausalTransformer, check_sizes
+from lowerbound.nn import CausalTransformer, Linear, check_sizes
 from lowerbound.priors.base import Prior
 
 
@@ -118,7 +118,7 @@ class AutoregressiveCodes(Prior):
         self.embedding = nn.Embedding(num_codes, width)
         self.start = nn.Parameter(torch.randn(1, 1, width))
         self.place = nn.Parameter(torch.randn(self.positions, width))
-        self.project = nn.Linear(width, num_codes)
+        self.project = Linear(width, num_codes)
         # How often each position has each code, whatever is around it: learned at once, and most of what there is.
         self.bias = nn.Parameter(torch.zeros(self.positions, num_codes))
         nn.init.normal_(self.project.weight, std=0.1 / math.sqrt(width))
