@@ -20,7 +20,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -29,8 +29,9 @@ from rich.progress import Progress
 from rich.table import Table
 
 import lowerbound as lb
-from lowerbound.checkpoint import RunFolder
-from lowerbound.experiment import Experiment, prepare
+from lowerbound.checkpoint import RunFolder, write_file
+from lowerbound.evaluation import Comparison
+from lowerbound.experiment import Experiment, notes_of, prepare
 from lowerbound.objectives import IWAE, DoublyReparameterised, Objective
 from lowerbound.optimisers import SOAP
 from lowerbound.recipes.base import started
@@ -51,6 +52,7 @@ class Track:
         prior: p(z).
         begins_with: The track whose weights it begins with; None to begin anew.
         lr: The highest learning rate.
+        clip: What the gradient's norm is cut to.
         epochs: Passes over the 60,000 digits.
         batch_size: Examples an update.
         parts: The parts of the package that the row is about.
@@ -67,6 +69,7 @@ class Track:
     paper: str = ""
     begins_with: str | None = None
     lr: float = 7e-3
+    clip: float | None = None
 
 
 def normal() -> lb.priors.Prior:
@@ -83,13 +86,14 @@ TRACKS = {
     "dreg-5": Track(
         lambda: IWAE(5, DoublyReparameterised()),
         normal,
-        80,
+        60,
         256,
         ("lowerbound.objectives.DoublyReparameterised",),
         84.90,
         TUCKER,
         begins_with="iwae-5",
-        lr=4e-3,
+        lr=2e-3,
+        clip=100.0,
     ),
     "iwae-50": Track(
         lambda: IWAE(50), normal, 16, 128, ("lowerbound.objectives.IWAE",), 84.78, BURDA, begins_with="iwae-5", lr=4e-3
@@ -113,46 +117,61 @@ def burda(data: lb.Data, track: Track) -> lb.Run:
         batch_size=track.batch_size,
         lr=track.lr,
         schedule=Linear(warmup=0.02),
+        clip=track.clip,
         average=0.999,
         optimiser=SOAP(),
     )
     return lb.Run(seen, started(vae, seen), track.objective(), training)
 
 
-def train(name: str, track: Track, data: lb.Data, folders: dict[str, RunFolder], seed: int) -> None:
-    """Trains one track, or goes on with it; a finished one is left alone."""
-    folder = folders[name]
+def train(name: str, data: lb.Data, folders: dict[str, RunFolder], seed: int) -> None:
+    """Trains one track, or goes on with it, after the track that it begins with; a finished one is left alone."""
+    folder, track = folders[name], TRACKS[name]
     if folder.exists() and folder.read().finished:
         return
     run = prepare(lambda d: burda(d, track), data, {}, {"seed": seed})
     if track.begins_with is not None:
+        train(track.begins_with, data, folders, seed)
         run.vae.load_state_dict(folders[track.begins_with].read().vae.state_dict())
     experiment = Experiment(run, folder, device=torch.device("cpu"), provenance={"recipe": f"likelihood {name}"})
     if folder.exists():
         experiment.resume()
     else:
         experiment.begin()
-    clock = time.process_time()
+        # Before the first update, so that a run that is interrupted has one as well.
+        note_spent(folder, 0.0)
+    before, clock = seconds_spent(folder), time.process_time()
     with Progress(console=CONSOLE, disable=not CONSOLE.is_terminal) as bar:
         task = bar.add_task(name, total=1.0)
         for update in experiment.updates():
             bar.update(task, completed=update.step.progress)
-            if update.logged and update.step.epoch_ends and update.step.epoch % 10 == 0:
-                spent = f"{time.process_time() - clock:.0f} s of processor, {experiment.state.seconds:.0f} s in all"
-                CONSOLE.print(f"{name}: epoch {update.step.epoch}, loss {update.logged['loss']:.2f}, {spent}")
-    before = 0.0 if track.begins_with is None else seconds_spent(folders[track.begins_with])
-    spent = {"processor_seconds": before + time.process_time() - clock}
-    (folder.path / "spent.json").write_text(json.dumps(spent) + "\n")
+            if update.logged and update.step.epoch_ends:
+                note_spent(folder, before + time.process_time() - clock)
+                if update.step.epoch % 10 == 0:
+                    CONSOLE.print(f"{name}: epoch {update.step.epoch}, loss {update.logged['loss']:.2f}")
+
+
+def note_spent(folder: RunFolder, seconds: float) -> None:
+    """Notes the processor time of a run, without that of the run it began with."""
+    write_file(folder.path / "spent.json", (json.dumps({"processor_seconds": seconds}) + "\n").encode())
 
 
 def seconds_spent(folder: RunFolder) -> float:
-    """The processor time of a run and of those that it began with; of its last piece alone if it was interrupted."""
+    """The processor time of a run so far; what an interrupted epoch did is not in it."""
     return float(json.loads((folder.path / "spent.json").read_text())["processor_seconds"])
 
 
-def table(tracks: dict[str, Track], folders: dict[str, RunFolder], data: lb.Data, samples: int) -> list[dict]:
+def processor_time(name: str, folders: dict[str, RunFolder]) -> float:
+    """The processor time of a track and of those that it began with, seconds."""
+    before = TRACKS[name].begins_with
+    return seconds_spent(folders[name]) + (0.0 if before is None else processor_time(before, folders))
+
+
+def table(names: list[str], folders: dict[str, RunFolder], data: lb.Data, samples: int) -> list[dict]:
     """Measures the trained tracks on the test digits, prints them beside the papers' and returns the records."""
-    saved = {name: folders[name].read() for name in tracks}
+    saved = {name: folders[name].read() for name in names}
+    if unfinished := [name for name, run in saved.items() if not run.finished]:
+        raise SystemExit(f"Not trained to the end yet: {', '.join(unfinished)}. Leave out --table, and they are.")
     test = data.binarised(lb.Binarise.DYNAMIC).test
     with Progress(console=CONSOLE, disable=not CONSOLE.is_terminal) as bar:
         task = bar.add_task("measuring", total=None)
@@ -161,48 +180,62 @@ def table(tracks: dict[str, Track], folders: dict[str, RunFolder], data: lb.Data
             test,
             num_samples=samples,
             gap=0,
+            notes={name: notes_of(run.record) for name, run in saved.items()},
             on_progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-    shown = Table("network", "-ELBO", f"-log p(x), K={samples}", "paper", "difference", "active", "processor time")
-    records = []
-    for place, (name, track) in enumerate(tracks.items()):
-        measured = found.evaluations[place]
-        spent = seconds_spent(folders[name])
-        record = {
-            "parts": list(track.parts),
-            "paper": track.paper,
-            "quantity": f"-log p(x), nats, {name}",
-            "theirs": track.theirs,
-            "ours": -measured.log_px,
-            "stderr": measured.log_px_stderr,
-            "minus_elbo": -measured.elbo,
-            "active_units": measured.active_units,
-            "gain_over_first": found.log_px_difference[place],
-            "gain_over_first_stderr": found.log_px_difference_stderr[place],
-            "num_samples": samples,
-            "epochs": track.epochs,
-            "begins_with": track.begins_with,
-            "lr": track.lr,
-            "batch_size": track.batch_size,
-            "seed": saved[name].record["training"]["seed"],
-            "threads": saved[name].record["threads"],
-            "processor_seconds": round(spent),
-            "test_fingerprint": test.fingerprint,
-            "notes": asdict(measured)["notes"],
-        }
-        records.append(record)
-        gain = f"{record['gain_over_first']:+.2f} ± {record['gain_over_first_stderr']:.2f}"
+    records = [record(name, place, found, saved[name].record) for place, name in enumerate(names)]
+    for name, row in zip(names, records, strict=True):
+        row["processor_seconds"] = round(processor_time(name, folders))
+        row["test_fingerprint"] = test.fingerprint
+    show(names, records, samples)
+    return records
+
+
+def record(name: str, place: int, found: Comparison, trained: dict) -> dict:
+    """What is kept of one row."""
+    track, measured = TRACKS[name], found.evaluations[place]
+    return {
+        "parts": list(track.parts),
+        "paper": track.paper,
+        "quantity": f"-log p(x), nats, {name}",
+        "theirs": track.theirs,
+        "ours": -measured.log_px,
+        "stderr": measured.log_px_stderr,
+        "minus_elbo": -measured.elbo,
+        "active_units": measured.active_units,
+        "khat_bad": measured.khat_bad,
+        "gain_over": found.names[0],
+        "gain": found.log_px_difference[place],
+        "gain_stderr": found.log_px_difference_stderr[place],
+        "num_samples": measured.num_samples,
+        "epochs": track.epochs,
+        "begins_with": track.begins_with,
+        "lr": track.lr,
+        "clip": track.clip,
+        "batch_size": track.batch_size,
+        "seed": trained["training"]["seed"],
+        "threads": trained["threads"],
+        "notes": list(measured.notes),
+    }
+
+
+def show(names: list[str], records: list[dict], samples: int) -> None:
+    """Prints the table."""
+    said = ("network", "-ELBO", f"-log p(x), K={samples:,}", "paper", "ours - paper", f"gain over {names[0]}")
+    shown = Table(*said, "active", "processor time")
+    for name, row in zip(names, records, strict=True):
+        theirs = row["theirs"]
         shown.add_row(
             name,
-            f"{record['minus_elbo']:.2f}",
-            f"{record['ours']:.2f} ± {record['stderr']:.2f}",
-            "" if track.theirs is None else f"{track.theirs:.2f}",
-            gain if track.theirs is None else f"{record['ours'] - track.theirs:+.2f}",
-            str(measured.active_units),
-            f"{spent / 60:.0f} min",
+            f"{row['minus_elbo']:.2f}",
+            f"{row['ours']:.2f} ± {row['stderr']:.2f}",
+            "" if theirs is None else f"{theirs:.2f}",
+            "" if theirs is None else f"{row['ours'] - theirs:+.2f}",
+            f"{row['gain']:+.2f} ± {row['gain_stderr']:.2f}",
+            str(row["active_units"]),
+            f"{row['processor_seconds'] / 60:.0f} min",
         )
     Console().print(shown)
-    return records
 
 
 def main() -> None:
@@ -215,14 +248,14 @@ def main() -> None:
     parser.add_argument("--train", action="store_true", help="measure nothing")
     parser.add_argument("--json", type=Path, help="also write the records here")
     options = parser.parse_args()
-    tracks = {name: TRACKS[name] for name in options.names or TRACKS}
+    names = options.names or list(TRACKS)
     folders = {name: RunFolder(options.runs / f"{name}-{options.seed}") for name in TRACKS}
     data = lb.open_data("mnist")
     if not options.table:
-        for name, track in tracks.items():
-            train(name, track, data, folders, options.seed)
+        for name in names:
+            train(name, data, folders, options.seed)
     if not options.train:
-        records = table(tracks, folders, data, options.samples)
+        records = table(names, folders, data, options.samples)
         if options.json:
             options.json.write_text(json.dumps(records, indent=1) + "\n")
 

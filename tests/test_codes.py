@@ -505,6 +505,7 @@ def test_settings_that_cannot_be_are_refused():
         lambda: heads.VectorQuantised((4,), (3, 2), 8, restart=1.0),
         lambda: heads.FiniteScalar((4,), (3, 2), (8, 5, 5)),
         lambda: heads.FiniteScalar((4,), (3, 2), (2, 5)),
+        lambda: heads.FiniteScalar((4,), (3, 2), (513, 5)),
         lambda: AutoregressiveCodes((3,), 8),
         lambda: AutoregressiveCodes((3, 2), 8, width=10, num_heads=4),
         lambda: AutoregressiveCodes((3, 2), 8)(),

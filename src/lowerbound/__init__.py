@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from lowerbound import (
         data,
         distributions,
+        evaluation,
         evidence,
         flows,
         heads,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
         optimisers,
         priors,
         recipes,
+        tasks,
         training,
     )
     from lowerbound.checkpoint import load
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
     from lowerbound.errors import LowerboundError
     from lowerbound.evaluation import compare, evaluate
     from lowerbound.evidence import log_evidence
-    from lowerbound.model import VAE, ConditionalVAE, Trace
+    from lowerbound.model import VAE, ConditionalVAE, LadderVAE, Trace
     from lowerbound.objectives import ELBO, Reconstruction, Terms
     from lowerbound.recipes import Run
     from lowerbound.tasks import encode, interpolate, reconstruct, sample
@@ -57,6 +59,7 @@ _HOME = {
     "Binarise": "data",
     "ConditionalVAE": "model",
     "Data": "data",
+    "LadderVAE": "model",
     "LowerboundError": "errors",
     "Reconstruction": "objectives",
     "Run": "recipes",
@@ -80,6 +83,7 @@ _HOME = {
 _MODULES = (
     "data",
     "distributions",
+    "evaluation",
     "evidence",
     "flows",
     "heads",
@@ -90,6 +94,7 @@ _MODULES = (
     "optimisers",
     "priors",
     "recipes",
+    "tasks",
     "training",
 )
 
@@ -100,6 +105,7 @@ __all__ = [
     "Binarise",
     "ConditionalVAE",
     "Data",
+    "LadderVAE",
     "LowerboundError",
     "Reconstruction",
     "Run",
@@ -113,6 +119,7 @@ __all__ = [
     "distributions",
     "encode",
     "evaluate",
+    "evaluation",
     "evidence",
     "fit",
     "flows",
@@ -130,6 +137,7 @@ __all__ = [
     "recipes",
     "reconstruct",
     "sample",
+    "tasks",
     "train",
     "training",
 ]

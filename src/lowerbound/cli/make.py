@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
-from lowerbound.cli.show import print_json, stdout
+from lowerbound.cli.show import print_json, print_note, stdout
 from lowerbound.errors import UsageError
 
 if TYPE_CHECKING:
@@ -217,8 +217,8 @@ def interpolate(
     steps
         Pictures, both ends included.
     label
-        Of a conditional model, the class that the whole line is decoded as; needed
-        where the two examples are of different classes.
+        Of a conditional model, the class that the whole line is decoded as; by default
+        that of the first example.
     data
         Another source than the run's own.
     split
@@ -246,12 +246,22 @@ def interpolate(
             )
     ends = source.examples(torch.tensor([from_, to]))
     vae = saved.vae.to(resolve_device(device))
-    made = tasks.interpolate(vae, ends.x[0], ends.x[1], steps, label=ends.label, along=label)
+    along = _along(vae, ends.label, label)
+    made = tasks.interpolate(vae, ends.x[0], ends.x[1], steps, label=ends.label, along=along)
     if _kind(out) == ".png":
         figures.save_grid(made, out, columns=len(made))
     else:
         _write_pictures(out, {"x": made})
     _report(out, steps, "steps", json)
+
+
+def _along(vae: VAE, ends: Tensor | None, asked: int | None) -> int | None:
+    """Returns the class of a line whose ends may be of two: the one asked for, or that of the first."""
+    if not vae.classes or ends is None or asked is not None or ends[0] == ends[1]:
+        return asked
+    first, last = int(ends[0]), int(ends[1])
+    print_note(f"The examples are of classes {first} and {last}: all is decoded as {first}. --label gives another.")
+    return first
 
 
 def _model(run: Path, device: str) -> VAE:

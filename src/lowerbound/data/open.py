@@ -303,11 +303,11 @@ def _check_counts(array: np.ndarray, name: str) -> None:
             f"{name} has {array.dtype} values from {low:,} to {high:,}. Whole numbers are read as counts, from 0 to "
             f"{_MAX_COUNT:,} (float32 has no longer every one above that). Save other values as float32."
         )
-    if array.ndim > 2 and 1 < high <= np.iinfo(np.uint8).max:
+    if array.ndim > 2 and high > 1:
         # Taken for counts, pictures would be given a likelihood that is not theirs, and nobody would notice.
         raise DataError(
-            f"{name} has {array.dtype} values up to {high} of shape {list(array.shape)}, which can be 8-bit pictures "
-            "or counts. Save pictures as uint8, and counts as [N, D]; or say what they are by "
+            f"{name} has {array.dtype} values up to {high} of shape {list(array.shape)}, which can be pictures or "
+            "counts. Save pictures as uint8 (or as float32 in [0, 1]), and counts as [N, D]; or say what they are by "
             "lowerbound.ArraySource(values, support=...)."
         )
 

@@ -38,6 +38,8 @@ from lowerbound.nn import check_sizes
 _USAGE_DECAY = 0.99
 # Levels are reached by a tanh; this much of it is left, so that the outermost are reached at finite inputs.
 _LEVEL_MARGIN = 1e-3
+# With many more the margin would be wider than the outermost level.
+_MOST_LEVELS = 512
 
 
 class Quantiser(Head, ABC):
@@ -255,10 +257,14 @@ class FiniteScalar(Quantiser):
     ) -> None:
         super().__init__(in_shape, event_shape)
         check_sizes(levels=levels)
-        if len(levels) != event_shape[1] or min(levels) < 3:
+        if not 3 <= min(levels) <= max(levels) <= _MOST_LEVELS:
+            raise UsageError(
+                f"Finite scalar quantisation has from 3 to {_MOST_LEVELS} levels a component; got {tuple(levels)}."
+            )
+        if len(levels) != event_shape[1]:
             raise UsageError(
                 f"Finite scalar quantisation of z of shape {tuple(event_shape)} needs {event_shape[1]} numbers of "
-                f"levels, each of at least 3; got levels={tuple(levels)}. Give event_shape=(T, len(levels))."
+                f"levels; got {len(levels)}, {tuple(levels)}. Give event_shape=(T, len(levels))."
             )
         self.levels = tuple(levels)
         self.num_codes = math.prod(levels)

@@ -54,6 +54,4 @@ def check_picture(shape: tuple[int, ...], halved: int) -> None:
             "Use a recipe with an MLP for these data."
         )
     if min(shape[1:]) < 2 ** (halved - 1):
-        raise UsageError(
-            f"A picture of {shape[1]} by {shape[2]} cannot be halved {halved} times. Give fewer channels levels."
-        )
+        raise UsageError(f"A picture of {shape[1]} by {shape[2]} cannot be halved {halved} times; halve it less often.")

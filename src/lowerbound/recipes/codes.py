@@ -20,6 +20,7 @@ def vq(
     commitment: float = 0.25,
     prior_width: int = 64,
     prior_depth: int = 2,
+    average: float = 0.0,
     epochs: int = 10,
     batch_size: int = 256,
     lr: float = 2e-3,
@@ -41,6 +42,8 @@ def vq(
         commitment: The weight of what pulls the encoder to its codes.
         prior_width: Width of the prior's transformer.
         prior_depth: Its layers.
+        average: Decay of the moving average of the weights; 0 for none, because the codebook is one already, and the
+            average of the networks would be an older one.
         epochs: Passes over the training examples.
         batch_size: Examples an update.
         lr: The highest learning rate.
@@ -49,7 +52,7 @@ def vq(
     down, up, event = _networks(seen, (positions, code_dim), width, halvings, channels)
     head = lb.heads.VectorQuantised(down.out_shape, event, num_codes)
     vae = _vae(seen, down, head, up, prior_width, prior_depth)
-    return Run(seen, vae, lb.objectives.Quantised(commitment), swift(epochs, batch_size, lr))
+    return Run(seen, vae, lb.objectives.Quantised(commitment), swift(epochs, batch_size, lr, average))
 
 
 def fsq(
@@ -62,6 +65,7 @@ def fsq(
     channels: int = 64,
     prior_width: int = 64,
     prior_depth: int = 2,
+    average: float = 0.99,
     epochs: int = 10,
     batch_size: int = 256,
     lr: float = 2e-3,
@@ -81,6 +85,7 @@ def fsq(
         channels: Channels at the smallest picture, with halvings; half as many at each size above.
         prior_width: Width of the prior's transformer.
         prior_depth: Its layers.
+        average: Decay of the moving average of the weights; 0 for none.
         epochs: Passes over the training examples.
         batch_size: Examples an update.
         lr: The highest learning rate.
@@ -89,7 +94,7 @@ def fsq(
     down, up, event = _networks(seen, (positions, len(levels)), width, halvings, channels)
     head = lb.heads.FiniteScalar(down.out_shape, event, levels)
     vae = _vae(seen, down, head, up, prior_width, prior_depth)
-    return Run(seen, vae, lb.objectives.Quantised(), swift(epochs, batch_size, lr))
+    return Run(seen, vae, lb.objectives.Quantised(), swift(epochs, batch_size, lr, average))
 
 
 def _networks(

@@ -46,7 +46,8 @@ def conditional(
         class_prior: Learn a prior for each class, a normal with its own mean and scale, in place of one standard normal
             for all.
         binarise: none, threshold, dynamic or fixed; auto is dynamic for grey values and none otherwise.
-        likelihood: bernoulli, continuous-bernoulli or normal; auto goes by the values that x can take.
+        likelihood: bernoulli, continuous-bernoulli, normal, poisson or negative-binomial; auto goes by the values that
+            x can take.
         beta: The KL's weight.
         warmup: Epochs over which that weight rises from 0.
         average: Decay of the moving average of the weights; 0 for none.

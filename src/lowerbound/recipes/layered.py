@@ -44,7 +44,8 @@ def ladder(
         state_dim: Units of the networks that go down.
         blocks: Residual blocks of each network.
         binarise: none, threshold, dynamic or fixed; auto is dynamic for grey values and none otherwise.
-        likelihood: bernoulli, continuous-bernoulli or normal; auto goes by the values that x can take.
+        likelihood: bernoulli, continuous-bernoulli, normal, poisson or negative-binomial; auto goes by the values that
+            x can take.
         warmup: Epochs over which the KL's weight rises from 0; there is none with free nats.
         free_nats: Nats that each layer may carry for free; 0 for the plain bound.
         average: Decay of the moving average of the weights; 0 for none.
