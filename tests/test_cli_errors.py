@@ -102,11 +102,18 @@ def test_a_setting_that_cannot_be_is_exit_2_and_leaves_the_folder_free(
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("levels", 0), ("levels", 9), ("levels", -1), ("channels", 0), ("features", 0)]
+    ("option", "value", "said"),
+    [
+        ("levels", 0, "channels"),
+        ("levels", 9, "cannot be halved 9 times"),
+        ("levels", -1, "channels"),
+        ("channels", 0, "channels"),
+        ("features", 0, "features"),
+    ],
 )
-def test_a_network_that_cannot_be_is_exit_2(option: str, value: int, tmp_path: Path) -> None:
+def test_a_network_that_cannot_be_is_exit_2(option: str, value: int, said: str, tmp_path: Path) -> None:
     arguments = ["train", "conv", "--data", "digits", "--out", tmp_path / "run", f"--{option}", value]
-    assert_refused(call(*arguments), 2, "channels" if option != "features" else "features")
+    assert_refused(call(*arguments), 2, said)
 
 
 def test_resume_and_overwrite_exclude_each_other(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ class MLP(Network):
 
     Example:
         >>> import torch
-        >>> MLP((1, 28, 28), (400, 400), LeakyReLU(0.2))(torch.zeros(2, 1, 28, 28)).shape
+        >>> MLP((1, 28, 28), (400, 400), nn.LeakyReLU(0.2))(torch.zeros(2, 1, 28, 28)).shape
         torch.Size([2, 400])
     """
 
