@@ -35,6 +35,7 @@ ADDED = set(
     split_gap split_gap_stderr split_gap_mc_stderr split_khat_bad split_n
     rate_per_dimension mutual_information mutual_information_stderr marginal_kl marginal_kl_stderr
     information_n information_outer information_saturated
+    rate_per_layer conditional num_codes codes_used perplexity
     """.split()  # noqa: SIM905
 )
 SWEEP = ["num_samples", "log_px", "log_px_stderr", "log_px_mc_stderr"]
@@ -249,7 +250,7 @@ def test_a_point_has_a_distortion_and_active_units_and_nothing_else():
     found = evaluate(with_posterior(oracle, heads.Delta((5,), (2,))), source_of(oracle))
     assert {name for name, value in found.to_json().items() if value is not None} == {
         *("distortion", "distortion_stderr", "num_samples", "n", "active_units", "latent_dim", "likelihood"),
-        *("is_likelihood", "notes", "split_n", "units"),
+        *("is_likelihood", "notes", "split_n", "units", "conditional"),
     }
     assert found.split_n == 0
 

@@ -22,10 +22,11 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from lowerbound.data import Source, batches, generator
-from lowerbound.distributions import DiagonalNormal, analytic_kl
+from lowerbound.data import Source, batches, derive_seed, generator
+from lowerbound.distributions import analytic_kl, analytic_kl_each
 from lowerbound.errors import UsageError
-from lowerbound.model import VAE, LadderVAE
+from lowerbound.model import VAE
+from lowerbound.training import seed_everything
 
 ACTIVE_THRESHOLD = 0.01
 # Examples an encoder pass, and the seed that picks the examples of an outer mean.
@@ -116,34 +117,51 @@ def rate_per_dimension(q: Distribution, p: Distribution) -> Tensor:
         Nats, `[B, *latent]`; the sum over the latent axes is the rate.
 
     Raises:
-        UsageError: q or p is no DiagonalNormal, so that the rate is not a sum over components in closed form.
+        UsageError: The rate is no sum over components in closed form, as it is where q and p are DiagonalNormal.
 
     Example:
         >>> q = DiagonalNormal(torch.tensor([[0.0, 2.0]]), torch.zeros(1, 2))
         >>> rate_per_dimension(q, DiagonalNormal(torch.zeros(2), torch.zeros(2)))
         tensor([[0., 2.]])
     """
-    if not isinstance(q, DiagonalNormal) or not isinstance(p, DiagonalNormal):
+    rate = analytic_kl_each(q, p)
+    if rate is None:
         raise UsageError(
             "The rate is a sum over the components of z, in closed form, where both the posterior and the prior are "
             f"DiagonalNormal; these are a {type(q).__name__} and a {type(p).__name__}. The rate as a whole is what "
             "log_evidence gives as rate."
         )
-    rate = analytic_kl(DiagonalNormal(q.loc, q.log_scale, 0), DiagonalNormal(p.loc, p.log_scale, 0))
-    assert rate is not None
     return rate
 
 
+def of_layers(each: Tensor, layer_dims: tuple[int, ...]) -> Tensor:
+    """Adds up what there is of each component of a ladder's z, layer by layer.
+
+    Args:
+        each: `[..., D_1 + ... + D_L]`.
+        layer_dims: D_1, ..., D_L, the lowest layer's first.
+
+    Returns:
+        `[..., L]`.
+
+    Example:
+        >>> of_layers(torch.tensor([1.0, 2.0, 4.0]), (2, 1))
+        tensor([3., 4.])
+    """
+    return torch.stack([part.sum(-1) for part in each.split(layer_dims, -1)], -1)
+
+
 @torch.no_grad()
-def rate_per_layer(vae: VAE, source: Source, *, draws: int = 1) -> tuple[Tensor, Tensor]:
+def rate_per_layer(vae: VAE, source: Source, *, draws: int = 1, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Returns the mean rate of each layer of a ladder, the lowest first, and its standard error over the examples.
 
-    A layer whose rate is near 0 says nothing of x.
+    A layer whose rate is near 0 says nothing of x. `evaluate` gives the same from its own draws.
 
     Args:
         vae: The model, in evaluation mode.
         source: The examples, at least 2.
         draws: Draws z an example, at which the conditional KLs are taken.
+        seed: Seeds the draws; torch's generator is put back afterwards.
 
     Returns:
         Nats, float64 `[L]` each.
@@ -151,15 +169,21 @@ def rate_per_layer(vae: VAE, source: Source, *, draws: int = 1) -> tuple[Tensor,
     Raises:
         UsageError: The model is no LadderVAE, there are fewer than 2 examples, or `draws` is below 1.
     """
-    if not isinstance(vae, LadderVAE) or len(source) < 2 or draws < 1:
+    if not vae.layer_dims or len(source) < 2 or draws < 1:
         raise UsageError(
             "The rate of each layer is measured of a LadderVAE, with at least 2 examples and at least 1 draw of each; "
             f"got a {type(vae).__name__}, {len(source)} examples and draws={draws}. A model with one layer has one "
             "rate, which log_evidence gives."
         )
     device = next(vae.parameters()).device
-    found = (vae.trace(b.x, draws).rate_per_layer for b in batches(source, torch.arange(len(source)), _BATCH, device))
-    rates = torch.cat([rate.double().cpu() for rate in found])
+    found = []
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        seed_everything(derive_seed(seed, 6), device)
+        for batch in batches(source, torch.arange(len(source)), _BATCH, device):
+            each = vae.trace(batch.x, draws).kl_each
+            assert each is not None
+            found.append(of_layers(each.double().cpu(), vae.layer_dims))
+    rates = torch.cat(found)
     return rates.mean(0), rates.std(0) / math.sqrt(len(rates))
 
 
@@ -168,9 +192,10 @@ class Information:
     """The mean rate and its two parts (module docstring), in nats, each with the standard error of its outer mean.
 
     Attributes:
-        mutual: I_q(x; z).
+        mutual: I_q(x; z); of a conditional model I_q(x; z|c).
         mutual_stderr: Its standard error.
-        marginal_kl: KL(q(z) || p(z)) = rate - mutual.
+        marginal_kl: KL(q(z) || p(z)) = rate - mutual; of a conditional model KL(q(z|c) || p(z|c)), averaged over the
+            examples.
         marginal_kl_stderr: Its standard error.
         rate: The mean of KL(q(z|x) || p(z)).
         rate_stderr: Its standard error.
@@ -206,7 +231,7 @@ def information(
     draws: int = 1,
     chunk: int = 1_000_000,
 ) -> Information:
-    """Estimates the mutual information I_q(x; z) and the marginal KL(q(z) || p(z)).
+    """Estimates the mutual information I_q(x; z) and the marginal KL(q(z) || p(z)); given c, of a conditional model.
 
     It takes log q(z|x_n) - log q(z) at draws z of q(z|x_n), with q(z) the mixture over all N examples. For *these* N
     examples, each as likely as any other, that is unbiased. As an estimate for the distribution that they come from,

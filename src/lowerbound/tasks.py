@@ -98,7 +98,7 @@ def labels_to_sample(vae: VAE, n: int, label: int | Tensor | None = None) -> Ten
 
 
 def reconstruct(vae: VAE, x: Tensor, *, seed: int = 0, draw: bool = False) -> Tensor:
-    """Encodes examples to the mean of q(z|x) and decodes that.
+    """Encodes examples to the mean of q(z|x) and decodes that; of a ladder, to the descent of its conditional means.
 
     Args:
         vae: The model.
@@ -127,7 +127,8 @@ def encode(
         draw: Add one draw from q(z|x).
 
     Returns:
-        `loc` and `scale`, the mean and standard deviation of q(z|x), each `[N, *latent]`; `z`, one draw, if asked for;
+        `loc` and `scale`, the mean and standard deviation of q(z|x), each `[N, *latent]`, where they have no closed form
+        (a ladder's, a flowed posterior's) estimated from 64 fixed pairs of opposite draws; `z`, one draw, if asked for;
         `code`, int64 `[N, T]`, if z is a sequence of discrete codes; and `label`, `[N]`, if the source has labels.
     """
     parts: dict[str, list[Tensor]] = {}
@@ -135,7 +136,8 @@ def encode(
     with inference(vae, seed) as device:
         for batch in batches(source, wanted, _BATCH, device):
             q = vae.given(batch.label).encoder(batch.x)
-            found = {"loc": q.mean, "scale": q.stddev}
+            loc, scale = vae.encoder.head.moments(q)
+            found = {"loc": loc, "scale": scale}
             if isinstance(q, CodeMass):
                 found["code"] = q.codes
             if draw:

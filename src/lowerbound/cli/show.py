@@ -124,14 +124,16 @@ def print_evaluation(title: str, result: Evaluation) -> None:
 
 def _sections(result: Evaluation) -> dict[str, list[tuple[str, str, str]]]:
     """The rows of the table, grouped: a name, a number and what it is."""
-    distortion = ("distortion", _number(result.distortion, result.distortion_stderr), "-E log p(x|z) under q(z|x)")
+    c = _Given(result.conditional)
+    spent = _number(result.distortion, result.distortion_stderr)
+    distortion = ("distortion", spent, f"-E log {c('p', 'x', 'z')} under {c('q', 'z', 'x')}")
     if result.elbo is None:
         return {"bound": [distortion], "latent space": _latent_rows(result)}
     return {
         "bound": [
-            ("-ELBO", _number(result.elbo, result.elbo_stderr, -1), "distortion + rate; at least -log p(x)"),
+            ("-ELBO", _number(result.elbo, result.elbo_stderr, -1), f"distortion + rate; at least -log {c('p', 'x')}"),
             distortion,
-            ("rate", _number(result.rate, result.rate_stderr), "KL(q(z|x) || p(z))"),
+            ("rate", _number(result.rate, result.rate_stderr), f"KL({c('q', 'z', 'x')} || {c('p', 'z')})"),
         ],
         "evidence": _evidence_rows(result),
         "posterior gap": _gap_rows(result),
@@ -139,16 +141,31 @@ def _sections(result: Evaluation) -> dict[str, list[tuple[str, str, str]]]:
     }
 
 
+class _Given:
+    """Writes densities, with the class c among what is given if a model is conditional."""
+
+    def __init__(self, conditional: bool) -> None:
+        self._told = ("c",) if conditional else ()
+
+    def __call__(self, density: str, of: str, *given: str) -> str:
+        told = ",".join((*given, *self._told))
+        return f"{density}({of}{'|' if told else ''}{told})"
+
+
 def _evidence_rows(result: Evaluation) -> list[tuple[str, str, str]]:
     rows: list[tuple[str, str, str]] = []
+    log_px = f"-log {_Given(result.conditional)('p', 'x')}"
     for point in reversed(result.sweep or ()):
-        draws = f"{point.num_samples:,} {'draw' if point.num_samples == 1 else 'draws'}"
-        name, what = ("", f"with {draws}") if rows else ("-log p(x)", f"with {draws} an example")
+        draws = _draws(point.num_samples)
+        name, what = ("", f"with {draws}") if rows else (log_px, f"with {draws} an example")
         rows.append((name, _number(point.log_px, point.log_px_stderr, -1), what))
+    if result.num_codes is not None:
+        what = f"with {_draws(result.num_samples)} of the codes and the prior"
+        rows.append((log_px, _number(result.log_px, result.log_px_stderr, -1), what))
     if result.log_px_mc_stderr is not None:
         rows.append(("  over the draws", f"± {result.log_px_mc_stderr:.3f}", "its error for these very examples"))
     if result.bits_per_dim is not None:
-        rows.append(("bits/dim", f"{result.bits_per_dim:.4f}", "-log p(x) per dimension of x"))
+        rows.append(("bits/dim", f"{result.bits_per_dim:.4f}", f"{log_px} per dimension of x"))
     if result.ess_median is not None:
         rows.append(("effective draws", f"{result.ess_median:.1f}", f"of {result.num_samples:,}, the median example's"))
     if result.khat_bad is not None:
@@ -156,9 +173,16 @@ def _evidence_rows(result: Evaluation) -> list[tuple[str, str, str]]:
     return rows
 
 
+def _draws(count: int) -> str:
+    return f"{count:,} {'draw' if count == 1 else 'draws'}"
+
+
 def _gap_rows(result: Evaluation) -> list[tuple[str, str, str]]:
     gap = _number(result.posterior_gap, result.posterior_gap_stderr)
-    rows = [("log p(x) - ELBO", gap, "at most KL(q(z|x) || p(z|x))")]
+    c = _Given(result.conditional)
+    posterior = c("p", "z", "x")
+    lost = f"KL({c('q', 'z', 'x')} || {posterior})" if result.num_codes is None else f"-log {posterior} of the codes"
+    rows = [(f"log {c('p', 'x')} - ELBO", gap, f"at most {lost}")]
     if result.split_n:
         approximation = _number(result.approximation_gap, result.approximation_gap_stderr)
         amortisation = _number(result.amortisation_gap, result.amortisation_gap_stderr)
@@ -171,13 +195,23 @@ def _gap_rows(result: Evaluation) -> list[tuple[str, str, str]]:
 
 def _latent_rows(result: Evaluation) -> list[tuple[str, str, str]]:
     active = f"{result.active_units} of {result.latent_dim}"
-    rows = [("active", active, "components whose mean varies")]
+    if result.num_codes is not None:
+        rows = [("active", active, "positions whose code varies")]
+        rows.append(("codes used", f"{result.codes_used} of {result.num_codes}", "over all positions"))
+        rows.append(("perplexity", f"{result.perplexity:.1f}", "of the codes, at most how many there are"))
+    elif result.rate_per_layer is not None:
+        rows = [("active", active, "components whose mean, relative to p's, varies")]
+        layers = " ".join(f"{rate:.3f}" for rate in result.rate_per_layer)
+        rows.append(("rate of layers", layers, "the lowest first"))
+    else:
+        rows = [("active", active, "components whose mean varies")]
     if result.information_n is not None:
         at_least, at_most = ("at least ", "at most ") if result.information_saturated else ("", "")
         mutual = _number(result.mutual_information, result.mutual_information_stderr)
         marginal = _number(result.marginal_kl, result.marginal_kl_stderr)
-        rows.append(("information", mutual, f"{at_least}I(x; z), what z says of x"))
-        rows.append(("marginal KL", marginal, f"{at_most}KL(q(z) || p(z)), the rest of the rate"))
+        c = _Given(result.conditional)
+        rows.append(("information", mutual, f"{at_least}{c('I', 'x; z')}, what z says of x"))
+        rows.append(("marginal KL", marginal, f"{at_most}KL({c('q', 'z')} || {c('p', 'z')}), the rest of the rate"))
     return rows
 
 
@@ -196,7 +230,7 @@ def print_comparison(title: str, result: Comparison) -> None:
         trained = "" if one.objective is None else f", trained with {one.objective}"
         stdout.print(f"{place}: {escape(name)}{trained}", soft_wrap=not stdout.is_terminal)
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
-    for column in ("run", "-ELBO", "rate", "-log p(x)", "gap", "active"):
+    for column in ("run", "-ELBO", "rate", "-log p(x)", "K", "gap", "active"):
         table.add_column(column, no_wrap=True)
     for place, one in enumerate(result.evaluations, 1):
         table.add_row(
@@ -204,6 +238,7 @@ def print_comparison(title: str, result: Comparison) -> None:
             _number(one.elbo, one.elbo_stderr, -1),
             _number(one.rate),
             _number(one.log_px, one.log_px_stderr, -1),
+            "none" if one.log_px is None else f"{one.num_samples:,}",
             _number(one.posterior_gap),
             f"{one.active_units} of {one.latent_dim}",
         )
@@ -212,9 +247,14 @@ def print_comparison(title: str, result: Comparison) -> None:
     for start in others[::_DIFFERENCES]:
         stdout.print(_differences(result, others[start - 1 : start - 1 + _DIFFERENCES]))
     stdout.print(
-        f"Nats per example, {result.evaluations[0].num_samples:,} draws an example. A difference is taken example by "
-        "example; its error is one standard error of those differences."
+        "Nats per example; log p(x) from K draws an example. A difference is taken example by example; its error is one "
+        "standard error of those differences."
     )
+    drawn = {one.num_samples for one in result.evaluations if one.log_px is not None}
+    if len(drawn) > 1:
+        stdout.print("Note: K is not the same for all, and the bound on log p(x) rises with K by itself.")
+    for note in result.notes:
+        stdout.print(f"Note: {escape(note)}.")
     for place, one in enumerate(result.evaluations, 1):
         for note in one.notes:
             stdout.print(f"{place}: {escape(note)}.")

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from lowerbound.data import Source
 from lowerbound.evaluation.measuring import Plan
-from lowerbound.evidence import KHAT_LIMIT
-from lowerbound.heads import FlowedNormal
+from lowerbound.evidence import KHAT_LIMIT, Defensive
 from lowerbound.metrics import CodebookUsage, Information
-from lowerbound.model import VAE, LadderHead
+from lowerbound.model import VAE
 
 # The share of examples with a high k-hat from which on something is said.
 _MANY = 0.1
@@ -18,40 +17,32 @@ def caveats(vae: VAE, source: Source) -> list[str]:
     likelihood, support = vae.likelihood, source.support
     said = [text for text in (likelihood.relaxed.get(support), likelihood.caveats.get(support)) if text]
     said += vae.notes()
-    if not vae.has_density:
-        said.append(
-            "the posterior is a single point without a density: there is no rate, no bound and no evidence, only the "
-            "distortion"
-        )
-    elif source.log_correction and support in likelihood.exact:
+    if vae.has_density and source.log_correction and support in likelihood.exact:
         said.append(
             "x are 8-bit levels dequantised by uniform noise: the bound and log p(x) are of the density of x; for the "
             f"probability of the levels add {source.log_correction:.3f} nats, which gives a lower bound on its "
             "logarithm, as bits per dimension do"
         )
-    if isinstance(vae.encoder.head, FlowedNormal):
-        said.append(
-            "the mean of a flowed posterior has no closed form: active_units goes by an average over 64 fixed pairs of "
-            "opposite draws; and mutual_information and marginal_kl, which need the flow's inverse for each pair of "
-            "examples, are left out"
-        )
-    if isinstance(vae.encoder.head, LadderHead):
-        said.append(
-            "the mean of a ladder's posterior is the descent through the means of its layers: active_units goes by "
-            "that; and mutual_information and marginal_kl, which need a descent for each pair of examples, are left out"
-        )
+    said += vae.encoder.head.notes()
     return said
 
 
-def codes(usage: CodebookUsage | None) -> list[str]:
+def codes(usage: CodebookUsage | None, num_samples: int) -> list[str]:
     """Returns what is different where z is discrete."""
     if usage is None:
         return []
     used = f"{usage.used} are used, with a perplexity of {usage.perplexity:.1f}"
-    lost = "log p(x) can only be higher, by how much is not known, and there is no posterior gap to give"
+    point = "all of q(z|x) is on one sequence of codes, whose log p(x, z) is the ELBO"
+    by_prior = Defensive().counts(num_samples, widenable=False)[-1]
+    if by_prior:
+        found = f"{point}; log p(x) is bounded by those and {by_prior} of the {num_samples:,} draws from the prior"
+    else:
+        found = f"{point}, and so is the bound on log p(x) from {num_samples} draws; 4 or more add some from the prior"
+    missed = "the sequences that no draw met are missing from it, no k-hat or error tells how many"
+    gap = "and posterior_gap is at most -log p(z|x) of the encoder's codes, in the mean, and is not split"
     return [
         f"z is {usage.positions} discrete codes, each one of {usage.num_codes}; {used}",
-        f"all of q(z|x) is on one sequence of codes, so any number of draws gives the ELBO again; {lost}",
+        f"{found}; {missed}, {gap}",
     ]
 
 

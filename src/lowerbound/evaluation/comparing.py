@@ -12,7 +12,7 @@ from torch import Tensor
 from lowerbound.data import Source
 from lowerbound.errors import UsageError
 from lowerbound.evaluation.measuring import SPLIT_EXAMPLES, Plan, Report, measure_all
-from lowerbound.evaluation.summary import Evaluation, summary
+from lowerbound.evaluation.summary import Evaluation, is_exact, summary
 from lowerbound.model import VAE
 from lowerbound.objectives import Objective
 
@@ -30,12 +30,14 @@ class Comparison:
     Attributes:
         names: The models, in order.
         evaluations: Their evaluations.
-        elbo_difference: Each model's mean ELBO above the first's, nats; 0 for the first, None without a bound.
+        elbo_difference: Each model's mean ELBO above the first's, nats; 0 for the first, None without a bound, and where
+            the two are not of the same thing: p(x|c) beside p(x), a likelihood beside none.
         elbo_difference_stderr: Its standard error over the pairs.
         log_px_difference: The same for the bound on log p(x) with `num_samples` draws.
         log_px_difference_stderr: Its standard error.
         rate_difference: The same for the rate, and so on for the distortion and the posterior gap, and for the gap's
             two parts on the examples of the split.
+        notes: What a reader must know of the differences, in words.
         units: "nats".
     """
 
@@ -55,6 +57,7 @@ class Comparison:
     approximation_gap_difference_stderr: Differences
     amortisation_gap_difference: Differences
     amortisation_gap_difference_stderr: Differences
+    notes: tuple[str, ...] = ()
     units: str = "nats"
 
     def to_json(self) -> dict[str, Any]:
@@ -79,7 +82,7 @@ def compare(
     Args:
         vaes: The models by name; the first is what the others are held against.
         source: The examples; a split whose binarisation is fixed, so that all models see the same x.
-        num_samples: K, draws from q(z|x) an example.
+        num_samples: K, draws from q(z|x) an example; of discrete codes, from a mixture of that and the prior.
         limit: Measure only so many examples, the same for all, picked at random by a fixed seed.
         gap: Split the posterior gap on so many of these, the same for all; 0 to leave it out.
         seed: Seeds the draws.
@@ -104,13 +107,45 @@ def compare(
         measured.append(found)
         objective, said = (objectives or {}).get(name), (notes or {}).get(name, ())
         evaluations.append(summary(vae, source, found, information, plan, objective, said))
-    return Comparison(names=tuple(vaes), evaluations=tuple(evaluations), **_differences(measured))
+    models = tuple(vaes.values())
+    unlike = [_unlike(vae, models[0], source) for vae in models]
+    return Comparison(
+        names=tuple(vaes),
+        evaluations=tuple(evaluations),
+        notes=tuple(
+            f"{name} beside {next(iter(vaes))}: {why}, so {_and(dropped)} have no difference"
+            for name, reasons in zip(vaes, unlike, strict=True)
+            for why, dropped in reasons.items()
+        ),
+        **_differences(measured, [{name for dropped in reasons.values() for name in dropped} for reasons in unlike]),
+    )
 
 
-def _differences(measured: Sequence[dict[str, Tensor]]) -> dict[str, Any]:
+def _unlike(vae: VAE, first: VAE, source: Source) -> dict[str, tuple[str, ...]]:
+    """Returns why which numbers of two models are not of the same thing."""
+    reasons: dict[str, tuple[str, ...]] = {}
+    if bool(vae.classes) != bool(first.classes):
+        reasons["one is of p(x|c), with the class c given, and the other of p(x)"] = ("elbo", "log_px")
+    if is_exact(vae, source) != is_exact(first, source):
+        reasons["one is of a probability or density of the data and the other is not"] = (
+            "elbo",
+            "log_px",
+            "distortion",
+        )
+    return reasons
+
+
+def _and(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _differences(measured: Sequence[dict[str, Tensor]], dropped: Sequence[set[str]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in _PAIRED:
-        pairs = [paired(mine, measured[0], name) for mine in measured]
+        pairs = [
+            (None, None) if name in without else paired(mine, measured[0], name)
+            for mine, without in zip(measured, dropped, strict=True)
+        ]
         found[f"{name}_difference"] = tuple(mean for mean, _ in pairs)
         found[f"{name}_difference_stderr"] = tuple(stderr for _, stderr in pairs)
     return found

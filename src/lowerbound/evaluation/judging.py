@@ -26,7 +26,7 @@ def evaluate(
     Args:
         vae: The model.
         source: The examples; for a number that can be compared, a split that nothing was selected on.
-        num_samples: K, draws from q(z|x) an example.
+        num_samples: K, draws from q(z|x) an example; of discrete codes, from a mixture of that and the prior.
         limit: Measure only so many examples, picked at random by a fixed seed.
         gap: Split the posterior gap on so many of these, picked by a fixed seed: at least 2, or 0 to leave it out. One
             of them costs as much as some thousand draws.

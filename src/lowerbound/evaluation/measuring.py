@@ -1,6 +1,8 @@
 """What is measured of each example.
 
-One pass over the examples gives the bound, its parts and log p(x), for every number of draws at once. Two measurements
+One pass over the examples gives the bound, its parts and log p(x), for every number of draws at once. Where z is
+discrete all draws of q(z|x) are one and the same, and say no more than one does: log p(x) is then taken from a
+*defensive* mixture of q and the prior (`lowerbound.evidence.Defensive`), for the one number of draws asked for. Two measurements
 that cost more an example are made on some of them, picked by fixed seeds:
 
 * the **split of the posterior gap** (`lowerbound.evidence.posterior_gap`) looks for the best q of each example. Its
@@ -13,7 +15,6 @@ What is kept of an example is a few numbers and two for each component of z.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -21,12 +22,10 @@ import torch
 from torch import Tensor
 
 from lowerbound.data import Source, batches, derive_seed, generator
-from lowerbound.discrete import CodeMass
 from lowerbound.errors import UsageError
-from lowerbound.evidence import Refinement, is_freeable, log_evidence, posterior_gap
-from lowerbound.heads import FlowedNormal, FullNormal
+from lowerbound.evidence import Defensive, Evidence, Refinement, is_freeable, log_evidence, posterior_gap
 from lowerbound.metrics import Information, information
-from lowerbound.model import VAE, LadderHead
+from lowerbound.model import VAE
 from lowerbound.tasks import inference
 from lowerbound.training import seed_everything
 
@@ -51,6 +50,8 @@ _OUTER = 500
 _AGGREGATE = (500, 10_000)
 _MATRIX = 320_000_000
 _INFORMATION_SEED = 96
+# What is taken from the evidence of every model that has some.
+_TOLD = ("distortion", "rate", "elbo", "elbo_stderr", "log_px", "stderr")
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Plan:
     """What to measure.
 
     Attributes:
-        num_samples: K, draws from q(z|x) an example.
+        num_samples: K, draws from q(z|x) an example; of discrete codes, from a mixture of that and the prior.
         limit: Measure only so many examples.
         gap: Split the posterior gap on so many of them; 0 for none.
         seed: Seeds the draws.
@@ -70,8 +71,26 @@ class Plan:
     seed: int = 0
 
     def fitted(self, vae: VAE) -> Plan:
-        """Returns what of the plan has a meaning for a model: all draws of discrete codes are the same one."""
-        return replace(self, num_samples=1, gap=0) if vae.has_codes and self.num_samples > 1 else self
+        """Returns what of the plan has a meaning for a model: the gap of discrete codes, and of a point, has no parts.
+
+        Raises:
+            UsageError: A number of the plan cannot be.
+        """
+        self._check()
+        return replace(self, gap=0) if vae.has_codes or not vae.has_density else self
+
+    def _check(self) -> None:
+        if self.num_samples < 1:
+            raise UsageError(f"The evidence needs at least 1 draw an example; got --samples {self.num_samples}.")
+        if self.limit is not None and self.limit < 2:
+            raise UsageError(
+                f"An evaluation needs at least 2 examples, or there is no standard error; got --limit {self.limit}."
+            )
+        if self.gap < 0 or self.gap == 1:
+            raise UsageError(
+                "The posterior gap is split on at least 2 examples, or there is no standard error; got --gap "
+                f"{self.gap}. Give more of them, or 0 to leave the split out."
+            )
 
     @property
     def ks(self) -> tuple[int, ...]:
@@ -107,15 +126,21 @@ def measure_all(
 ) -> tuple[dict[str, Tensor], Information | None]:
     """Measures a model on a source.
 
+    Args:
+        vae: The model.
+        source: The examples.
+        plan: What to measure, fitted to the model.
+        on_progress: See `evaluate`.
+
     Returns:
         What was measured of each example, `[n]`, of all of them or (what the split gives) of some; of the bound with
         `plan.ks` draws and its error `[n, len(ks)]`, of the latent space `[n, *latent]`. And the information, where
         there is a density that it can be had from in bounded time.
 
     Raises:
-        UsageError: There are fewer than 2 examples, a number of the plan cannot be, or the likelihood does not fit.
+        UsageError: There are fewer than 2 examples, or the likelihood does not fit.
     """
-    _check(vae, source, plan)
+    _check(vae, source)
     count = len(source) if plan.limit is None else min(plan.limit, len(source))
     order = torch.arange(len(source))
     if count < len(source):
@@ -133,16 +158,9 @@ def measure_all(
     return measured, found
 
 
-def _check(vae: VAE, source: Source, plan: Plan) -> None:
-    if plan.num_samples < 1:
-        raise UsageError(f"The evidence needs at least 1 draw an example; got --samples {plan.num_samples}.")
-    if len(source) < 2 or (plan.limit is not None and plan.limit < 2):
+def _check(vae: VAE, source: Source) -> None:
+    if len(source) < 2:
         raise UsageError("An evaluation needs at least 2 examples, or there is no standard error; give it more.")
-    if plan.gap < 0 or plan.gap == 1:
-        raise UsageError(
-            "The posterior gap is split on at least 2 examples, or there is no standard error; got --gap "
-            f"{plan.gap}. Give more of them, or 0 to leave the split out."
-        )
     if source.event_shape != vae.event_shape:
         raise UsageError(f"The model is built for x of shape {vae.event_shape}, the data's is {source.event_shape}.")
     vae.likelihood.check(source.support)
@@ -172,18 +190,25 @@ def measure(vae: VAE, x: Tensor, num_samples: int, ks: tuple[int, ...]) -> dict[
     if not vae.has_density:
         trace = vae.trace(x)
         return {"distortion": -trace.log_px_z[0].double(), "mean": trace.z[0]}
+    if vae.has_codes:
+        return _of_codes(vae, x, num_samples)
     evidence = log_evidence(vae, x, num_samples, ks=ks)
-    named = ("distortion", "rate", "elbo", "elbo_stderr", "log_px", "stderr", "ess", "khat", "rate_each")
-    found = {name: value for name in named if (value := getattr(evidence, name)) is not None}
-    q = vae.encoder(x)
-    if isinstance(q, CodeMass):
-        return found | {"mean": q.codes}
-    return found | {
-        "posterior_gap": evidence.log_px - evidence.elbo,
+    return _told(evidence, (*_TOLD, "ess", "khat", "rate_each")) | {
         "sweep": torch.stack([level.log_px for level in evidence.levels], 1),
         "sweep_stderr": torch.stack([level.stderr for level in evidence.levels], 1),
-        "mean": q.mean,
+        "mean": vae.encoder.head.moved(vae.encoder(x)),
     }
+
+
+def _of_codes(vae: VAE, x: Tensor, num_samples: int) -> dict[str, Tensor]:
+    # Most of the weights are one number, that of the encoder's codes: there is no effective number of draws.
+    evidence = log_evidence(vae, x, num_samples, defensive=Defensive())
+    return _told(evidence, _TOLD) | {"codes": vae.encoder(x).codes}
+
+
+def _told(evidence: Evidence, names: tuple[str, ...]) -> dict[str, Tensor]:
+    found = {name: value for name in names if (value := getattr(evidence, name)) is not None}
+    return found | {"posterior_gap": evidence.log_px - evidence.elbo}
 
 
 def _split(
@@ -208,12 +233,9 @@ def _split(
 
 
 def _information(vae: VAE, source: Source, order: Tensor, seed: int, device: torch.device) -> Information | None:
-    head, latent = vae.encoder.head, math.prod(vae.latent_shape)
-    # The density of another example's z takes the inverse of a flow or a descent of a ladder: too much for all pairs.
-    if not vae.has_density or vae.has_codes or isinstance(head, FlowedNormal | LadderHead):
+    size = vae.encoder.head.density_cost
+    if not vae.has_density or vae.has_codes or size is None:
         return None
-    # A triangular solve takes D^2 operations, but in fast matrix arithmetic.
-    size = max(latent, latent**2 // 16) if isinstance(head, FullNormal) else latent
     fewest, most = _AGGREGATE
     at_most = max(fewest, min(most, _MATRIX // (_OUTER * size)))
     seed_everything(derive_seed(seed, 5), device)

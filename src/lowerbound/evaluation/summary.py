@@ -18,8 +18,7 @@ from lowerbound.data import Source
 from lowerbound.evaluation.caveats import caveats, ceiling, codes, left_out, trust
 from lowerbound.evaluation.measuring import Plan
 from lowerbound.evidence import KHAT_LIMIT
-from lowerbound.heads import Quantiser
-from lowerbound.metrics import Information, active_units, codebook_usage
+from lowerbound.metrics import Information, active_units, codebook_usage, of_layers
 from lowerbound.model import VAE
 from lowerbound.objectives import Objective
 
@@ -30,7 +29,7 @@ class SweepPoint:
 
     Attributes:
         num_samples: k.
-        log_px: The mean of L_k, from all K draws in K // k groups of k.
+        log_px: The mean of L_k, taken from K // k groups of k of the K draws.
         log_px_stderr: Its standard error over the examples.
         log_px_mc_stderr: Its standard error over the draws; None from a single one.
     """
@@ -49,36 +48,47 @@ class Evaluation:
         elbo: The evidence lower bound; `elbo_stderr` is its standard error over the examples.
         rate: KL(q(z|x) || p(z)).
         distortion: -E_q[log p(x|z)].
-        log_px: The importance-weighted bound on log p(x) with `num_samples` draws.
+        log_px: The importance-weighted bound on log p(x) with `num_samples` draws from q(z|x); of discrete codes, from
+            a mixture of that and the prior (`lowerbound.evidence.Defensive`).
         num_samples: K.
         n: Examples measured.
         bits_per_dim: -log_px / (dimensions of x * log 2), where the likelihood is one; of dequantised data that of
             their levels, so -(log_px + the source's log_correction) / (dimensions of x * log 2).
-        ess_median: The median over examples of the effective sample size of the K weights.
-        khat_bad: The fraction of examples whose k-hat is above 0.7; None if K is too small to tell.
-        active_units: Components of z whose posterior mean varies over the examples; of discrete codes, positions whose
-            code does.
+        ess_median: The median over examples of the effective sample size of the K weights; None of discrete codes.
+        khat_bad: The fraction of examples whose k-hat is above 0.7; None if K is too small to tell, and of discrete
+            codes.
+        active_units: Components of z whose posterior mean varies over the examples (`lowerbound.metrics.active_units`).
+            Of a ladder, whose mean of q in units of p does, along the descent of the conditional means: a component
+            that follows the layers above as it does under p is not counted. Of discrete codes, positions whose code
+            varies.
         latent_dim: Components of z; of discrete codes, positions.
-        posterior_gap: log_px - elbo, an estimate (from below) of the mean KL(q(z|x) || p(z|x)).
+        posterior_gap: log_px - elbo, an estimate (from below) of the mean KL(q(z|x) || p(z|x)); of discrete codes that
+            is -log p(z|x) of the encoder's own.
         likelihood: The likelihood head's name.
         is_likelihood: Whether the numbers are of a probability or density of the data.
         notes: What a reader must know, in words.
         objective: The name of what trained the model; None if that was not said.
         elbo_mc_stderr: The standard error of `elbo` over the draws; None from a single one.
         log_px_mc_stderr: That of `log_px`; too small where k-hat is bad.
-        sweep: The bound against the number of draws; the last has K.
+        sweep: The bound against the number of draws; the last has K. None of discrete codes.
         approximation_gap: The mean over `split_n` examples of log p(x) - L[q*], with q* the best posterior of the
             encoder's family for each (`lowerbound.evidence.gap`). With `..._stderr` and `..._mc_stderr`.
         amortisation_gap: The mean of L[q*] - L[q]: what the encoder falls short of q*.
         split_gap: Their sum. It is not `posterior_gap`: it is of fewer examples, and its log p(x) of better proposals.
         split_khat_bad: The fraction of them whose k-hat is above 0.7 all the same.
         split_n: The examples of the split, picked by a fixed seed; 0 if it was left out.
-        rate_per_dimension: The mean KL of each component of z in order; None where the rate is no sum over them in
-            closed form.
-        mutual_information: I_q(x; z) of `information_n` examples, estimated on `information_outer` of them
+        rate_per_dimension: The mean KL of each component of z in order: in closed form, or of a ladder from the draws of
+            the layers above; None where the rate cannot be divided among them.
+        rate_per_layer: The same of each layer of a ladder, the lowest first; None for all other models.
+        mutual_information: I_q(x; z), of a conditional model I_q(x; z|c), of `information_n` examples, estimated on `information_outer` of them
             (`lowerbound.metrics.information`); at most log information_n.
-        marginal_kl: KL(q(z) || p(z)): the rate less the mutual information, on the same examples.
+        marginal_kl: KL(q(z) || p(z)), of a conditional model KL(q(z|c) || p(z|c)) averaged over the examples: the rate
+            less the mutual information, on the same examples.
         information_saturated: Whether the mutual information is within 1 nat of its ceiling.
+        conditional: Whether the model is told the class c of each example: then all numbers are of p(x|c).
+        num_codes: Of discrete codes, how many there are; None where z is of real numbers.
+        codes_used: How many of them are used.
+        perplexity: exp of the entropy of how often each is (`lowerbound.metrics.codebook_usage`).
         units: "nats".
     """
 
@@ -118,6 +128,7 @@ class Evaluation:
     split_khat_bad: float | None
     split_n: int
     rate_per_dimension: tuple[float, ...] | None
+    rate_per_layer: tuple[float, ...] | None
     mutual_information: float | None
     mutual_information_stderr: float | None
     marginal_kl: float | None
@@ -125,6 +136,10 @@ class Evaluation:
     information_n: int | None
     information_outer: int | None
     information_saturated: bool | None
+    conditional: bool
+    num_codes: int | None
+    codes_used: int | None
+    perplexity: float | None
     units: str = "nats"
 
     def to_json(self) -> dict[str, Any]:
@@ -177,18 +192,18 @@ def summary(
     """Makes an evaluation of what `measure_all` gave."""
     of = _Means(measured)
     likelihood = vae.likelihood
-    is_likelihood = vae.has_density and source.support in likelihood.exact
+    is_likelihood = vae.has_density and is_exact(vae, source)
     log_px, elbo = of.mean("log_px"), of.mean("elbo")
     khat_bad, split_khat_bad = of.share_above("khat", KHAT_LIMIT), of.share_above("split_khat", KHAT_LIMIT)
     split_n = len(measured.get("split_gap", ()))
-    head = vae.encoder.head
-    usage = codebook_usage(measured["mean"], head.num_codes) if isinstance(head, Quantiser) else None
+    usage = codebook_usage(measured["codes"], vae.encoder.head.num_codes) if vae.has_codes else None
+    rates = _per_dimension(measured)
     distortion, distortion_stderr = of.mean("distortion"), of.stderr("distortion")
     assert distortion is not None
     assert distortion_stderr is not None
     said = (
         *caveats(vae, source),
-        *codes(usage),
+        *codes(usage, plan.num_samples),
         *trust(khat_bad, split_khat_bad, of.mean("split_far")),
         *left_out(vae, plan, split_n),
         *ceiling(information),
@@ -230,7 +245,10 @@ def summary(
         **of.part("split_gap"),
         split_khat_bad=split_khat_bad,
         split_n=split_n,
-        rate_per_dimension=_per_dimension(measured),
+        rate_per_dimension=None if rates is None else tuple(rates.tolist()),
+        rate_per_layer=(
+            None if rates is None or not vae.layer_dims else tuple(of_layers(rates, vae.layer_dims).tolist())
+        ),
         mutual_information=None if information is None else information.mutual,
         mutual_information_stderr=None if information is None else information.mutual_stderr,
         marginal_kl=None if information is None else information.marginal_kl,
@@ -238,6 +256,10 @@ def summary(
         information_n=None if information is None else information.n,
         information_outer=None if information is None else information.outer,
         information_saturated=None if information is None else information.saturated,
+        conditional=bool(vae.classes),
+        num_codes=None if usage is None else usage.num_codes,
+        codes_used=None if usage is None else usage.used,
+        perplexity=None if usage is None else usage.perplexity,
     )
 
 
@@ -253,10 +275,13 @@ def _sweep(measured: Mapping[str, Tensor], ks: tuple[int, ...]) -> tuple[SweepPo
     )
 
 
-def _per_dimension(measured: Mapping[str, Tensor]) -> tuple[float, ...] | None:
-    if "rate_each" not in measured:
-        return None
-    return tuple(measured["rate_each"].flatten(1).double().mean(0).tolist())
+def _per_dimension(measured: Mapping[str, Tensor]) -> Tensor | None:
+    return measured["rate_each"].flatten(1).double().mean(0) if "rate_each" in measured else None
+
+
+def is_exact(vae: VAE, source: Source) -> bool:
+    """Returns whether p(x|z) is a probability or density of such data."""
+    return source.support in vae.likelihood.exact
 
 
 def bits_per_dim(log_px: float, event_shape: tuple[int, ...]) -> float:

@@ -65,7 +65,8 @@ class Evidence:
         distortion: -log p(x|z), averaged over the draws from q, `[B]`.
         rate: KL(q(z|x) || p(z)), in closed form where there is one and else from the draws, `[B]`.
         ess: Effective sample size, in [1, K], `[B]`.
-        khat: Pareto shape of the largest weights, `[B]`; NaN where there are too few draws to tell.
+        khat: Pareto shape of the largest weights, `[B]`; NaN where there are too few draws to tell, and where z is
+            discrete: q's draws are all the same one, and weights that come in lumps have no Pareto tail.
         num_samples: K.
         rate_each: The rate of each component of z, `[B, *latent]`; None where it is no sum over them in closed form.
         levels: The bound with other numbers of draws, as far as they were asked for.
@@ -135,7 +136,7 @@ def log_evidence(
         distortion=terms.distortion,
         rate=terms.rate,
         ess=weights.ess,
-        khat=tail.khat,
+        khat=torch.full_like(weights.ess, math.nan) if vae.has_codes else tail.khat,
         num_samples=num_samples,
         rate_each=terms.kl_each,
         levels=tuple(Level(level.k, level.mean, level.stderr) for level in levels),

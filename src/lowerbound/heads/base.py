@@ -30,9 +30,13 @@ class Head(nn.Module, ABC):
     Attributes:
         num_parameters: Parameters of the distribution for each value of the event; a head whose number follows from its
             arguments sets it before this constructor is called.
+        has_density: Of a head that gives q(z|x): whether that has a density, or a mass where z is discrete.
+        num_codes: How many discrete codes there are at each position of z; 0 where z is of real numbers.
     """
 
     num_parameters: int = 1
+    has_density: bool = True
+    num_codes: int = 0
 
     def __init__(self, in_shape: tuple[int, ...], event_shape: tuple[int, ...]) -> None:
         super().__init__()
@@ -61,6 +65,26 @@ class Head(nn.Module, ABC):
         if raw.dtype in (torch.bfloat16, torch.float16):
             raw = raw.float()
         return raw.reshape(*batch, self.num_parameters, *self.event_shape)
+
+    # What is asked of a head that gives q(z|x); most have nothing to add.
+
+    @property
+    def density_cost(self) -> int | None:
+        """Numbers at hand for the density of one example's z under another's q; None where it takes a network."""
+        return math.prod(self.event_shape)
+
+    def moments(self, q: Distribution) -> tuple[Tensor, Tensor]:
+        """Returns the mean and the standard deviation of a q that this head gave, `[*batch, *event]` each."""
+        return q.mean, q.stddev
+
+    def moved(self, q: Distribution) -> Tensor:
+        """Returns what of q moves with x where z is used, `[*batch, *event]`: its mean (`metrics.active_units`)."""
+        mean: Tensor = q.mean
+        return mean
+
+    def notes(self) -> list[str]:
+        """Returns what a reader of the numbers of such a q must know, in words."""
+        return []
 
     @abstractmethod
     def forward(self, features: Tensor, batch: torch.Size) -> Distribution:

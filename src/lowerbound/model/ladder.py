@@ -124,6 +124,14 @@ class LadderVAE(VAE):
         assert isinstance(self.prior, LadderPrior)
         return self.prior.latent_dims
 
+    @property
+    def layer_dims(self) -> tuple[int, ...]:
+        return self.latent_dims
+
+    @property
+    def has_kl_each(self) -> bool:
+        return True  # from the draws of the layers above
+
     def trace(self, x: Tensor, num_samples: int = 1) -> LadderTrace:
         """Goes down once, drawing z ~ q(z|x) differentiably, and evaluates the model there.
 

@@ -22,7 +22,10 @@ $$p(z_l|z_{>l}) = N(\mu_l, \sigma_l), \qquad
 **Mean and standard deviation.** Those of z have no closed form. `mean` is what the descent gives when every layer takes
 its conditional mean; it is the mean where those are affine in the layers above, and a coherent z everywhere.
 `stddev` are the conditional standard deviations along that very descent, and so leave out what a component inherits
-from the spread of the layers above.
+from the spread of the layers above. `moments` estimates the mean and standard deviation of z themselves, from draws.
+
+**What a component says of x** is not seen from its mean, which follows the layers above even where q is p and says
+nothing of x itself. It is seen from \(\Delta\mu_l\), which `relative_mean` has along the descent of `mean`.
 """
 
 from __future__ import annotations
@@ -38,12 +41,17 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
+from lowerbound.data import generator
 from lowerbound.distributions import DiagonalNormal, analytic_kl_each
 from lowerbound.errors import UsageError
 from lowerbound.heads import Conditional, Head
 from lowerbound.heads import DiagonalNormal as DiagonalNormalHead
 from lowerbound.nn import check_sizes
 from lowerbound.priors import Prior, StandardNormal
+
+# Pairs of opposite noise behind `TopDown.moments`, and draws that go down together.
+_PAIRS = 64
+_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -108,6 +116,24 @@ class TopDown(Distribution, ABC):
     def variance(self) -> Tensor:
         """The square of `stddev`, `[*batch, D]`."""
         return self.stddev.square()
+
+    @property
+    def relative_mean(self) -> Tensor:
+        """How far each conditional lies from p's, in units of p's scale, along the descent of `mean`, `[*batch, D]`."""
+        return torch.cat([rung.relative.loc for rung in self._descend_mean()], -1)
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Estimates the mean and the standard deviation of z, `[*batch, D]` each, from 64 fixed pairs of opposite noise.
+
+        The noise is the same at each call and for each member of the batch, so it is deterministic and leaves torch's
+        generator alone. Its mean is 0 and its variances are 1; up to 64 components it is uncorrelated as well, so that
+        both are exact where z is an affine function of the noise.
+        """
+        loc = self.prior.top.loc
+        fixed = _fixed_noise(self.event_shape[0]).to(loc).reshape(-1, *[1] * len(self.batch_shape), *self.event_shape)
+        at_once = fixed.expand(-1, *self.batch_shape, -1).split(_AT_ONCE)
+        z = torch.cat([self.from_noise(eps) for eps in at_once])
+        return z.mean(0), z.std(0, correction=0)
 
     def noise(self, sample_shape: Any = ()) -> Tensor:
         """Draws the standard normal noise of a descent, `[*sample, *batch, D]`."""
@@ -367,6 +393,27 @@ class LadderHead(Head):
         relative: DiagonalNormal = self.posteriors[index](shown)
         return relative
 
+    @property
+    def density_cost(self) -> None:
+        """None: it takes a descent."""
+        return
+
+    def moments(self, q: Distribution) -> tuple[Tensor, Tensor]:
+        assert isinstance(q, TopDown)
+        return q.moments()
+
+    def moved(self, q: Distribution) -> Tensor:
+        assert isinstance(q, TopDown)
+        return q.relative_mean
+
+    def notes(self) -> list[str]:
+        return [
+            "active_units of a ladder counts the components whose conditional mean under q, less that under p and in "
+            "units of p's standard deviation, varies over the examples, at the descent through the conditional means: "
+            "a component that follows the layers above as p does says nothing of x; and mutual_information and "
+            "marginal_kl, which need a descent for each pair of examples, are left out"
+        ]
+
     def forward(self, features: Tensor, batch: torch.Size) -> TopDownPosterior:
         return TopDownPosterior(features.reshape(*batch, -1), self)
 
@@ -384,6 +431,15 @@ def log_q_of(rungs: Sequence[Rung]) -> Tensor:
 def log_p_of(rungs: Sequence[Rung]) -> Tensor:
     """Returns log p(z), whosever descent this is, nats, `[*sample, *batch]`."""
     return torch.stack([rung.p.log_prob(rung.z) for rung in rungs]).sum(0)
+
+
+def _fixed_noise(size: int) -> Tensor:
+    """Returns pairs of opposite standard normal noise, `[2 * _PAIRS, size]`, of mean 0 and variance 1."""
+    half = torch.randn(_PAIRS, size, generator=generator(_PAIRS), dtype=torch.float64, device="cpu")
+    if size <= _PAIRS:
+        half = torch.linalg.qr(half).Q
+    half = half / half.square().mean(0).sqrt()
+    return torch.cat([half, -half])
 
 
 def _standard(like: DiagonalNormal) -> DiagonalNormal:

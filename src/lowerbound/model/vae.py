@@ -9,10 +9,13 @@ diagnostics) is written against that `Trace` alone, so whatever implements `trac
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
+from lowerbound.distributions import analytic_kl_each
 from lowerbound.errors import UsageError
-from lowerbound.heads import Conditional, Delta, Likelihood, Quantiser
+from lowerbound.heads import Conditional, Likelihood
 from lowerbound.model.trace import Trace
 from lowerbound.priors import Prior
 
@@ -114,12 +117,34 @@ class VAE(nn.Module):
 
         A plain autoencoder's has none.
         """
-        return not isinstance(self.encoder.head, Delta)
+        return self.encoder.head.has_density
 
     @property
     def has_codes(self) -> bool:
         """Whether z is a sequence of discrete codes, with all of q(z|x) on one, and not a vector of real numbers."""
-        return isinstance(self.encoder.head, Quantiser)
+        return self.encoder.head.num_codes > 0
+
+    @property
+    def has_kl_each(self) -> bool:
+        """Whether traces know the KL of each component of z (`Trace.kl_each`)."""
+        return analytic_kl_each(self.example_posterior(), self.prior()) is not None
+
+    @property
+    def layer_dims(self) -> tuple[int, ...]:
+        """The number of components of z in each layer of a ladder, the lowest first; none where there are no layers."""
+        return ()
+
+    def example_posterior(self) -> Distribution:
+        """Returns a q(z|x) of the kind that this model gives, for one made-up set of features.
+
+        What has a closed form is a matter of the kinds of distribution, and a head shows its kind without the network,
+        which may be large, or count what it sees.
+        """
+        head = self.encoder.head
+        like = next(head.parameters())
+        with torch.no_grad():
+            q: Distribution = head(like.new_zeros(1, *head.in_shape), torch.Size([1]))
+        return q
 
     def trace(self, x: Tensor, num_samples: int = 1) -> Trace:
         """Draws z ~ q(z|x), differentiably, and evaluates the model there.

@@ -10,13 +10,10 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
-from torch.distributions import Distribution
 
-from lowerbound.distributions import analytic_kl_each
 from lowerbound.errors import UsageError
-from lowerbound.model import VAE, LadderVAE, Trace
+from lowerbound.model import VAE, Trace
 
 
 @dataclass(frozen=True)
@@ -99,21 +96,3 @@ def require_weights(objective: str, **weights: float) -> None:
     for name, value in weights.items():
         if not 0 <= value < math.inf:
             raise UsageError(f"{name} of {objective} should be a finite number of at least 0; got {value}.")
-
-
-def example_posterior(vae: VAE) -> Distribution:
-    """Returns a q(z|x) of the kind that this model gives, for one made-up set of features.
-
-    What has a closed form is a matter of the kinds of distribution, and a head shows its kind without the network,
-    which may be large, or count what it sees.
-    """
-    head = vae.encoder.head
-    like = next(head.parameters())
-    with torch.no_grad():
-        q: Distribution = head(like.new_zeros(1, *head.in_shape), torch.Size([1]))
-    return q
-
-
-def has_kl_each(vae: VAE) -> bool:
-    """Returns whether the model's traces know the KL of each component of z."""
-    return isinstance(vae, LadderVAE) or analytic_kl_each(example_posterior(vae), vae.prior()) is not None

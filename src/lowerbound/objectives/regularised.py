@@ -35,8 +35,6 @@ from lowerbound.nn import check_sizes
 from lowerbound.objectives.base import (
     Objective,
     Terms,
-    example_posterior,
-    has_kl_each,
     kl_of,
     require_density,
     require_weights,
@@ -98,8 +96,8 @@ class FreeBits(Objective):
         require_density(vae)
         if self.groups == 1:
             return
-        if not has_kl_each(vae):
-            raise _no_kl_each(example_posterior(vae), vae.prior())
+        if not vae.has_kl_each:
+            raise _no_kl_each(vae.example_posterior(), vae.prior())
         components = math.prod(vae.latent_shape)
         if isinstance(self.groups, tuple):
             if sum(self.groups) != components:
@@ -271,7 +269,7 @@ class BetaTC(Objective):
 
     def check(self, vae: VAE) -> None:
         require_density(vae)
-        if not isinstance(q := example_posterior(vae), DiagonalNormal):
+        if not isinstance(q := vae.example_posterior(), DiagonalNormal):
             raise _no_density_each(q)
 
     def notes(self) -> list[str]:
@@ -334,7 +332,7 @@ class DIPVAE(Objective):
 
     def check(self, vae: VAE) -> None:
         require_density(vae)
-        _mean_covariance(example_posterior(vae))
+        _mean_covariance(vae.example_posterior())
 
     def notes(self) -> list[str]:
         weights = f"{self.lambda_od:g} off and {self.lambda_d:g} on the diagonal"
