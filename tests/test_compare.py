@@ -7,9 +7,12 @@ import torch
 from command import call, succeed, tiny
 from oracle import linear_gaussian
 
-from lowerbound.data import ArraySource, Support
+from lowerbound import heads, nn
+from lowerbound.data import ArraySource, Support, generator
 from lowerbound.errors import UsageError
 from lowerbound.evaluation import compare, evaluate
+from lowerbound.model import VAE
+from lowerbound.priors import StandardNormal
 
 
 def test_a_paired_difference_is_exact_where_the_models_are_tight():
@@ -35,6 +38,24 @@ def test_pairs_tell_differences_that_the_models_own_errors_would_hide():
     result = compare(models, source, num_samples=200)
     assert result.log_px_difference_stderr[1] < result.evaluations[0].log_px_stderr / 3
     assert result.log_px_difference[1] < -2 * result.log_px_difference_stderr[1]
+
+
+def test_a_likelihood_is_not_subtracted_from_what_is_none():
+    grey = ArraySource(torch.rand(20, 4, generator=generator(0)), support=Support.UNIT)
+    models = {}
+    for head in (heads.ContinuousBernoulli, heads.Bernoulli):
+        torch.manual_seed(0)
+        down, up = nn.MLP((4,), (8,)), nn.MLP((2,), (8,))
+        encoder = heads.Conditional(down, heads.DiagonalNormal((8,), (2,)))
+        models[head.__name__] = VAE(encoder, heads.Conditional(up, head((8,), (4,))), StandardNormal(2)).eval()
+    result = compare(models, grey, num_samples=5, gap=0)
+    assert result.elbo_difference == result.log_px_difference == result.distortion_difference == (0, None)
+    assert result.rate_difference == (0, 0), "the encoders are the same"
+    (note,) = result.notes
+    assert "Bernoulli beside ContinuousBernoulli: one is of a probability" in note
+    alike = compare({"a": models["Bernoulli"], "b": models["Bernoulli"]}, grey, num_samples=5, gap=0)
+    assert alike.elbo_difference == (0, 0)
+    assert alike.notes == ()
 
 
 def test_one_model_is_no_comparison():

@@ -557,7 +557,16 @@ def test_the_other_verbs_work_on_a_conditional_run(odd: tuple[Path, Path], plain
     assert not any(
         "p(x|c)" in note for note in succeed(call("evaluate", plain, "--json", "--samples", 5)).json["notes"]
     )
+    table = succeed(call("evaluate", run, "--samples", 10)).words
+    for name in ("I(x; z|c)", "KL(q(z|c) || p(z|c))", "KL(q(z|x,c) || p(z|c))", "-log p(x|c)"):
+        assert name in table
+    assert "|c)" not in succeed(call("evaluate", plain, "--samples", 10)).words
+    found = succeed(call("compare", plain, run, "--samples", 5, "--json")).json
+    assert found["elbo_difference"] == found["log_px_difference"] == [0, None]
+    assert found["rate_difference"][1] is not None
+    assert any("one is of p(x|c)" in note for note in found["notes"])
     words = succeed(call("compare", plain, run, "--samples", 5)).words
+    assert "one is of p(x|c)" in words
     assert "with the label c of each example given" in words
     succeed(call("reconstruct", run, "--n", 5, "--out", tmp_path / "r.npz"))
     succeed(call("encode", run, "--split", "train", "--out", tmp_path / "codes.npz"))

@@ -736,6 +736,61 @@ def test_tasks_work_on_a_ladder():
     assert torch.equal(tasks.sample(vae, 3, seed=1), tasks.sample(vae, 3, seed=1))
 
 
+def source_of(ladder: LinearLadder) -> lb.ArraySource:
+    source = lb.ArraySource(ladder.x, support=lb.Support.REAL)
+    source.decode = lambda raw: raw
+    return source
+
+
+def test_a_layer_whose_q_is_p_has_no_active_units_although_its_mean_follows_the_layers_above():
+    ladder = linear_ladder(3, (2, 1), examples=200)
+    head = ladder.vae.encoder.head
+    assert lb.evaluate(ladder.vae, source_of(ladder), num_samples=2, gap=0).active_units == 3
+    lower = head.posteriors[0].head
+    set_affine(lower, torch.zeros_like(lower.project.weight), torch.zeros_like(lower.project.bias))
+    found = lb.evaluate(ladder.vae, source_of(ladder), num_samples=50, gap=0)
+    assert (ladder.q().loc.var(0) > 0.01).all(), "by the mean of z all three would count"
+    assert found.active_units == 1
+    assert found.rate_per_layer[0] == 0
+    assert sum(found.rate_per_layer) == pytest.approx(found.rate)
+    top = ladder.q()
+    exact = 0.5 * (top.variance[:, 2] + top.loc[:, 2].square() - 1 - top.variance[:, 2].log())
+    assert found.rate_per_layer[1] == pytest.approx(exact.mean().item())
+    assert any("follows the layers above as p does" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("latent_dims", [(1, 1), (3, 2), (2, 2, 1)])
+def test_encode_gives_the_mean_and_standard_deviation_of_z_itself(latent_dims):
+    """All is affine in the noise, so that the estimates are exact; the descent's own spread is not that of z."""
+    ladder = linear_ladder(4, latent_dims, examples=6)
+    codes = tasks.encode(ladder.vae, source_of(ladder))
+    torch.testing.assert_close(codes["loc"], ladder.q().loc)
+    torch.testing.assert_close(codes["scale"], ladder.q().stddev)
+    assert (ladder.vae.encoder(ladder.x).stddev - ladder.q().stddev).abs().max() > 0.01
+
+
+def test_the_moments_of_a_ladder_that_is_not_linear_are_those_of_its_draws():
+    vae, x = nonlinear((2, 2))
+    with torch.no_grad():
+        q = vae.encoder(x)
+        loc, scale = q.moments()
+        torch.manual_seed(0)
+        z = q.sample((40_000,))
+    assert ((loc - z.mean(0)).abs() < 0.1 * scale).all()
+    torch.testing.assert_close(scale, z.std(0), rtol=0.15, atol=0)
+
+
+def test_the_rates_of_layers_are_a_function_of_their_seed():
+    vae, x = small()
+    source = lb.ArraySource(x, support=lb.Support.BINARY, scale=1.0)
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    once = metrics.rate_per_layer(vae, source, seed=1)[0]
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(metrics.rate_per_layer(vae, source, seed=1)[0], once)
+    assert not torch.equal(metrics.rate_per_layer(vae, source, seed=2)[0], once)
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("runs") / "ladder"
@@ -750,6 +805,9 @@ def test_the_commands_work_on_a_ladder(trained, tmp_path):
     assert lb.load(trained).latent_dims == (4, 3, 2)
     judged = succeed(call("evaluate", trained, "--json", "--limit", 20, "--samples", 20)).json
     assert judged["latent_dim"] == 9
+    assert sum(judged["rate_per_layer"]) == pytest.approx(judged["rate"])
+    assert len(judged["rate_per_layer"]) == 3
+    assert "the lowest first" in succeed(call("evaluate", trained, "--limit", 20, "--samples", 5)).words
     assert judged["rate"] > 0
     assert judged["log_px"] > judged["elbo"]
     succeed(call("sample", trained, "--n", 4, "--out", tmp_path / "samples.png"))

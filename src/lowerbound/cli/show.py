@@ -247,8 +247,8 @@ def print_comparison(title: str, result: Comparison) -> None:
     for start in others[::_DIFFERENCES]:
         stdout.print(_differences(result, others[start - 1 : start - 1 + _DIFFERENCES]))
     stdout.print(
-        "Nats per example; log p(x) from K draws an example. A difference is taken example by example; its error is one "
-        "standard error of those differences."
+        "Nats per example; log p(x) from K draws an example. A difference is taken example by example; its error is "
+        "one standard error of those differences."
     )
     drawn = {one.num_samples for one in result.evaluations if one.log_px is not None}
     if len(drawn) > 1:

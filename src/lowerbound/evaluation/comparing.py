@@ -30,8 +30,8 @@ class Comparison:
     Attributes:
         names: The models, in order.
         evaluations: Their evaluations.
-        elbo_difference: Each model's mean ELBO above the first's, nats; 0 for the first, None without a bound, and where
-            the two are not of the same thing: p(x|c) beside p(x), a likelihood beside none.
+        elbo_difference: Each model's mean ELBO above the first's, nats; 0 for the first, None without a bound, and
+            where the two are not of the same thing: p(x|c) beside p(x), a likelihood beside none.
         elbo_difference_stderr: Its standard error over the pairs.
         log_px_difference: The same for the bound on log p(x) with `num_samples` draws.
         log_px_difference_stderr: Its standard error.

@@ -2,8 +2,9 @@
 
 One pass over the examples gives the bound, its parts and log p(x), for every number of draws at once. Where z is
 discrete all draws of q(z|x) are one and the same, and say no more than one does: log p(x) is then taken from a
-*defensive* mixture of q and the prior (`lowerbound.evidence.Defensive`), for the one number of draws asked for. Two measurements
-that cost more an example are made on some of them, picked by fixed seeds:
+*defensive* mixture of q and the prior (`lowerbound.evidence.Defensive`), for the one number of draws asked for.
+
+Two measurements that cost more an example are made on some of them, picked by fixed seeds:
 
 * the **split of the posterior gap** (`lowerbound.evidence.posterior_gap`) looks for the best q of each example. Its
   search is shorter here than that function's own, so the amortisation gap may come out a little too small, and the

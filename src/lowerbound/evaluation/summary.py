@@ -77,11 +77,11 @@ class Evaluation:
         split_gap: Their sum. It is not `posterior_gap`: it is of fewer examples, and its log p(x) of better proposals.
         split_khat_bad: The fraction of them whose k-hat is above 0.7 all the same.
         split_n: The examples of the split, picked by a fixed seed; 0 if it was left out.
-        rate_per_dimension: The mean KL of each component of z in order: in closed form, or of a ladder from the draws of
-            the layers above; None where the rate cannot be divided among them.
+        rate_per_dimension: The mean KL of each component of z in order: in closed form, or of a ladder from the draws
+            of the layers above; None where the rate cannot be divided among them.
         rate_per_layer: The same of each layer of a ladder, the lowest first; None for all other models.
-        mutual_information: I_q(x; z), of a conditional model I_q(x; z|c), of `information_n` examples, estimated on `information_outer` of them
-            (`lowerbound.metrics.information`); at most log information_n.
+        mutual_information: I_q(x; z), of a conditional model I_q(x; z|c), of `information_n` examples, estimated on
+            `information_outer` of them (`lowerbound.metrics.information`); at most log information_n.
         marginal_kl: KL(q(z) || p(z)), of a conditional model KL(q(z|c) || p(z|c)) averaged over the examples: the rate
             less the mutual information, on the same examples.
         information_saturated: Whether the mutual information is within 1 nat of its ceiling.

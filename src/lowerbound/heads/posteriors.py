@@ -127,9 +127,11 @@ class FlowedNormal(Head):
 
     def notes(self) -> list[str]:
         return [
-            "the mean of a flowed posterior has no closed form: active_units goes by an average over 64 fixed pairs of "
-            "opposite draws; and mutual_information and marginal_kl, which need the flow's inverse for each pair of "
-            "examples, are left out"
+            (
+                "the mean of a flowed posterior has no closed form: active_units goes by an average over 64 fixed pairs of "
+                "opposite draws; and mutual_information and marginal_kl, which need the flow's inverse for each pair of "
+                "examples, are left out"
+            )
         ]
 
     def forward(self, features: Tensor, batch: torch.Size) -> Flowed:
@@ -147,8 +149,10 @@ class Delta(Head):
 
     def notes(self) -> list[str]:
         return [
-            "the posterior is a single point without a density: there is no rate, no bound and no evidence, only the "
-            "distortion"
+            (
+                "the posterior is a single point without a density: there is no rate, no bound and no evidence, only the "
+                "distortion"
+            )
         ]
 
     def forward(self, features: Tensor, batch: torch.Size) -> distributions.Delta:

@@ -123,7 +123,7 @@ class TopDown(Distribution, ABC):
         return torch.cat([rung.relative.loc for rung in self._descend_mean()], -1)
 
     def moments(self) -> tuple[Tensor, Tensor]:
-        """Estimates the mean and the standard deviation of z, `[*batch, D]` each, from 64 fixed pairs of opposite noise.
+        """Estimates the mean and standard deviation of z, `[*batch, D]` each, from 64 fixed pairs of opposite noise.
 
         The noise is the same at each call and for each member of the batch, so it is deterministic and leaves torch's
         generator alone. Its mean is 0 and its variances are 1; up to 64 components it is uncorrelated as well, so that
@@ -408,10 +408,12 @@ class LadderHead(Head):
 
     def notes(self) -> list[str]:
         return [
-            "active_units of a ladder counts the components whose conditional mean under q, less that under p and in "
-            "units of p's standard deviation, varies over the examples, at the descent through the conditional means: "
-            "a component that follows the layers above as p does says nothing of x; and mutual_information and "
-            "marginal_kl, which need a descent for each pair of examples, are left out"
+            (
+                "active_units of a ladder counts the components whose conditional mean under q, less that under p and in "
+                "units of p's standard deviation, varies over the examples, at the descent through the conditional means: "
+                "a component that follows the layers above as p does says nothing of x; and mutual_information and "
+                "marginal_kl, which need a descent for each pair of examples, are left out"
+            )
         ]
 
     def forward(self, features: Tensor, batch: torch.Size) -> TopDownPosterior:
