@@ -41,7 +41,7 @@ def test_pairs_tell_differences_that_the_models_own_errors_would_hide():
 
 
 def test_a_likelihood_is_not_subtracted_from_what_is_none():
-    grey = ArraySource(torch.rand(20, 4, generator=generator(0)), support=Support.UNIT)
+    grey = ArraySource(torch.rand(20, 4, generator=generator(0)), support=Support.UNIT_INTERVAL)
     models = {}
     for head in (heads.ContinuousBernoulli, heads.Bernoulli):
         torch.manual_seed(0)

@@ -128,8 +128,8 @@ def encode(
 
     Returns:
         `loc` and `scale`, the mean and standard deviation of q(z|x), each `[N, *latent]`, where they have no closed
-        form (a ladder's, a flowed posterior's) estimated from 64 fixed pairs of opposite draws; `z`, one draw, if asked for;
-        `code`, int64 `[N, T]`, if z is a sequence of discrete codes; and `label`, `[N]`, if the source has labels.
+        form (a ladder's, a flowed posterior's) estimated from 64 fixed pairs of opposite draws; `z`, one draw, if asked
+        for; `code`, int64 `[N, T]`, if z is a sequence of discrete codes; and `label`, `[N]`, if the source has labels.
     """
     parts: dict[str, list[Tensor]] = {}
     wanted = torch.arange(len(source)) if index is None else index

@@ -126,13 +126,13 @@ class FlowedNormal(Head):
         return
 
     def notes(self) -> list[str]:
-        return [
-            (
-                "the mean of a flowed posterior has no closed form: active_units goes by an average over 64 fixed pairs of "
-                "opposite draws; and mutual_information and marginal_kl, which need the flow's inverse for each pair of "
-                "examples, are left out"
-            )
-        ]
+        mean = (
+            "the mean of a flowed posterior has no closed form: active_units goes by an average over 64 fixed pairs of"
+        )
+        pairs = (
+            "mutual_information and marginal_kl, which need the flow's inverse for each pair of examples, are left out"
+        )
+        return [f"{mean} opposite draws; and {pairs}"]
 
     def forward(self, features: Tensor, batch: torch.Size) -> Flowed:
         base = _diagonal(self.parameters_of(features, batch), 1)
