@@ -150,8 +150,8 @@ class Delta(Head):
     def notes(self) -> list[str]:
         return [
             (
-                "the posterior is a single point without a density: there is no rate, no bound and no evidence, only the "
-                "distortion"
+                "the posterior is a single point without a density: there is no rate, no bound and no evidence, only "
+                "the distortion"
             )
         ]
 

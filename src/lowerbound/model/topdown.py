@@ -409,9 +409,9 @@ class LadderHead(Head):
     def notes(self) -> list[str]:
         return [
             (
-                "active_units of a ladder counts the components whose conditional mean under q, less that under p and in "
-                "units of p's standard deviation, varies over the examples, at the descent through the conditional means: "
-                "a component that follows the layers above as p does says nothing of x; and mutual_information and "
+                "active_units of a ladder counts the components whose conditional mean under q, less that under p and "
+                "in units of p's standard deviation, varies over the examples, at the descent through the conditional "
+                "means: a component that follows the layers above as p does says nothing of x; and mutual_information and "
                 "marginal_kl, which need a descent for each pair of examples, are left out"
             )
         ]
