@@ -411,8 +411,8 @@ class LadderHead(Head):
             (
                 "active_units of a ladder counts the components whose conditional mean under q, less that under p and "
                 "in units of p's standard deviation, varies over the examples, at the descent through the conditional "
-                "means: a component that follows the layers above as p does says nothing of x; and mutual_information and "
-                "marginal_kl, which need a descent for each pair of examples, are left out"
+                "means: a component that follows the layers above as p does says nothing of x; and mutual_information "
+                "and marginal_kl, which need a descent for each pair of examples, are left out"
             )
         ]
 
