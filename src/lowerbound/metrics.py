@@ -120,6 +120,7 @@ def rate_per_dimension(q: Distribution, p: Distribution) -> Tensor:
         UsageError: The rate is no sum over components in closed form, as it is where q and p are DiagonalNormal.
 
     Example:
+        >>> from lowerbound.distributions import DiagonalNormal
         >>> q = DiagonalNormal(torch.tensor([[0.0, 2.0]]), torch.zeros(1, 2))
         >>> rate_per_dimension(q, DiagonalNormal(torch.zeros(2), torch.zeros(2)))
         tensor([[0., 2.]])
