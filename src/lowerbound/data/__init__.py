@@ -5,21 +5,25 @@ call and decodes them on the device; `batches` walks through one in a given orde
 function of `(seed, epoch)`.
 """
 
+from lowerbound.data.arrays import Arrays
 from lowerbound.data.binarise import Binarise
 from lowerbound.data.dequantise import Dequantised
 from lowerbound.data.named import NAMED
 from lowerbound.data.open import SPLITS, Data, View, open_data
 from lowerbound.data.order import derive_seed, epoch_order, generator
+from lowerbound.data.reading import Reading
 from lowerbound.data.source import ArraySource, Batch, Source, Support, batches, check_support, mean
 
 __all__ = [
     "NAMED",
     "SPLITS",
     "ArraySource",
+    "Arrays",
     "Batch",
     "Binarise",
     "Data",
     "Dequantised",
+    "Reading",
     "Source",
     "Support",
     "View",

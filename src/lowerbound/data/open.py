@@ -10,21 +10,15 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-import torch
-from torch import Tensor
-
+from lowerbound.data.arrays import Arrays
 from lowerbound.data.binarise import Binarise
 from lowerbound.data.dequantise import Dequantised, fixed_noise
 from lowerbound.data.named import NAMED
-from lowerbound.data.order import generator
+from lowerbound.data.reading import Reading
 from lowerbound.data.source import ArraySource, Source, Support
 from lowerbound.errors import DataError, UsageError, did_you_mean
 
 SPLITS = ("train", "valid", "test")
-# A file without splits of its own is split 80/10/10 in an order drawn with this seed.
-_FILE_SEED = 1
-_MAX_COUNT = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -37,6 +31,7 @@ class View:
         binarise: How grey values become binary.
         seed: Seeds the fixed draws of a binarisation or dequantisation.
         dequantise: Whether 8-bit levels are spread over [0, 1].
+        reading: How the file was read, so that other files are read the same way; None of a named source.
     """
 
     num_valid: int | None = None
@@ -44,10 +39,11 @@ class View:
     binarise: Binarise = Binarise.NONE
     seed: int = 0
     dequantise: bool = False
+    reading: Reading | None = None
 
     def of(self, source: str, data_dir: Path | None = None) -> Data:
         """Opens a source and looks at it this way."""
-        data = open_data(source, data_dir=data_dir, num_valid=self.num_valid)
+        data = open_data(source, data_dir=data_dir, num_valid=self.num_valid, reading=self.reading)
         if self.joined:
             data = data.joined()
         data = data.binarised(self.binarise, self.seed)
@@ -165,29 +161,34 @@ class Data:
         )
 
 
-def open_data(source: str, *, data_dir: Path | None = None, num_valid: int | None = None) -> Data:
+def open_data(
+    source: str, *, data_dir: Path | None = None, num_valid: int | None = None, reading: Reading | None = None
+) -> Data:
     """Opens a data set by name or path.
 
-    What the values of a file can be follows from their type: uint8 are 8-bit levels, other integers are counts, and
-    floats are real numbers, or grey values where all lie in [0, 1]; zeros and ones are binary in any type. Where that
-    is not what they are, build the source by hand: `ArraySource(values, support=...)`.
+    What the values of a file can be is told by the file (`lowerbound.data.arrays`). Where that is not what they are,
+    build the source by hand: `ArraySource(values, support=...)`.
 
     Args:
         source: A name (`mnist`, `fashion-mnist`, `mnist-5k`, `digits`), or the path of a `.npy` or `.npz` file.
         data_dir: A folder in which named data sets are looked for first.
         num_valid: How many of the last training examples are for validation; by default 5,000 of MNIST's 60,000, and
             about a tenth elsewhere.
+        reading: How a file is read; by its suffix, and what it holds, unless given. A named source needs none.
 
     Raises:
         DataError: The source is unknown, broken or cannot be had.
         UsageError: `num_valid` leaves nothing to train on.
     """
+    learned: Source
+    test: Source
     if source in NAMED:
         named = NAMED[source]
         learned, test = named.load(data_dir)
-        default = named.valid
+        default, reading = named.valid, None
     else:
-        learned, test = _open_file(source)
+        reading = (reading_of(source) if reading is None else reading).fitted(Path(source))
+        learned, test = reading.open(Path(source))
         default = min(max(1, len(learned) // 9), len(learned) - 1)
     held_out = default if num_valid is None else num_valid
     if not 0 <= held_out < len(learned):
@@ -198,10 +199,15 @@ def open_data(source: str, *, data_dir: Path | None = None, num_valid: int | Non
     cut = len(learned) - held_out
     valid = learned.slice(cut, len(learned)) if held_out else None
     name = source if source in NAMED else str(Path(source).resolve())
-    return Data(name, learned.slice(0, cut), valid, test, View(num_valid))
+    return Data(name, learned.slice(0, cut), valid, test, View(num_valid, reading=reading))
 
 
-def _open_file(source: str) -> tuple[ArraySource, ArraySource]:
+def reading_of(source: str) -> Reading:
+    """Returns how a path is read unless told otherwise, by its suffix.
+
+    Raises:
+        DataError: Nothing here reads such files, or there is no such file.
+    """
     path = Path(source)
     if path.suffix not in (".npy", ".npz"):
         raise DataError(
@@ -210,115 +216,4 @@ def _open_file(source: str) -> tuple[ArraySource, ArraySource]:
         )
     if not os.path.isfile(path):  # unlike Path.is_file, it raises nothing for a name that is too long
         raise DataError(f"There is no file {source}. Check the path; it is taken from {Path.cwd()}.")
-    try:
-        arrays = _load_arrays(path)
-    except Exception as error:  # NumPy reads a header as Python, so a damaged one can end in anything
-        reason = " ".join(str(error).split())
-        raise DataError(
-            f"{source} cannot be read as a NumPy file ({reason}); save it again with numpy.save."
-        ) from error
-    if "x_train" in arrays:
-        learned, test = _as_sources(arrays, (("x_train", "y_train"), ("x_test", "y_test")), source, 2, 1)
-        return learned, test
-    (whole,) = _as_sources(arrays, (("x", "y"),), source, 3)
-    shuffled = whole.take(torch.randperm(len(whole), generator=generator(_FILE_SEED)))
-    cut = len(whole) - max(1, len(whole) // 10)
-    return shuffled.slice(0, cut), shuffled.slice(cut, len(whole))
-
-
-def _load_arrays(path: Path) -> dict[str, np.ndarray]:
-    with path.open("rb") as file:
-        loaded = np.load(file, allow_pickle=False)
-        arrays = {"x": loaded} if isinstance(loaded, np.ndarray) else {k: loaded[k] for k in loaded.files}
-    for key, array in arrays.items():
-        if not isinstance(array, np.ndarray):
-            raise ValueError(f"{key} is no array")
-    return arrays
-
-
-def _as_sources(
-    arrays: dict[str, np.ndarray], keys: tuple[tuple[str, str], ...], name: str, *fewest: int
-) -> tuple[ArraySource, ...]:
-    for x, _ in keys:
-        if x not in arrays:
-            raise DataError(
-                f"{name} should hold an array {x!r}, but has {', '.join(sorted(arrays)) or 'nothing'}. Name the "
-                "examples 'x' (and their labels 'y'), or 'x_train' and 'x_test'."
-            )
-    values = [_as_tensor(arrays[x], f"{name}, array {x}", n) for (x, _), n in zip(keys, fewest, strict=True)]
-    first = values[0]
-    for other, (x, _) in zip(values, keys, strict=True):
-        if other.shape[1:] != first.shape[1:] or other.dtype != first.dtype:
-            raise DataError(
-                f"{name} should hold training and test examples alike, but {keys[0][0]} has {first.dtype} of "
-                f"shape {list(first.shape[1:])}, and {x} {other.dtype} of shape {list(other.shape[1:])}."
-            )
-    order = list(Support)
-    support = max((_narrowest(v) for v in values), key=order.index)
-    # Zeros and ones as bytes are not nearly black pictures.
-    scale = 1.0 if support in (Support.BINARY, Support.COUNT) else 1 / 255
-    labels = [_as_labels(arrays[y], f"{name}, array {y}") if y in arrays else None for _, y in keys]
-    return tuple(
-        ArraySource(v, label, support=support, scale=scale, name=name) for v, label in zip(values, labels, strict=True)
-    )
-
-
-def _as_labels(array: np.ndarray, name: str) -> Tensor:
-    if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
-        raise DataError(
-            f"{name} should hold one whole number for each example, [N], but has {array.dtype} of shape "
-            f"{list(array.shape)}. Number the classes from 0."
-        )
-    return torch.from_numpy(array.astype(np.int64))
-
-
-def _as_tensor(array: np.ndarray, name: str, fewest: int) -> Tensor:
-    if array.ndim < 2 or len(array) < fewest or array.size == 0:
-        raise DataError(
-            f"{name} should be [N, ...], with N at least {fewest} and values in each example, but has shape "
-            f"{list(array.shape)}."
-        )
-    if array.dtype == np.bool_:
-        array = array.astype(np.float32)
-    if array.dtype != np.uint8 and np.issubdtype(array.dtype, np.integer):
-        _check_counts(array, name)
-        array = array.astype(np.int32)
-    elif array.dtype != np.uint8 and not np.issubdtype(array.dtype, np.floating):
-        raise DataError(
-            f"{name} has values of type {array.dtype}. Save 8-bit images as uint8, counts as int32, and anything else "
-            "as float32."
-        )
-    elif array.dtype != np.uint8:
-        with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused with its place
-            array = array.astype(np.float32)
-    if array.ndim == 3:
-        array = array[:, None]  # [N, H, W] is read as grey images, [N, 1, H, W]
-    return torch.from_numpy(np.array(array))
-
-
-def _check_counts(array: np.ndarray, name: str) -> None:
-    low, high = int(array.min()), int(array.max())
-    if low < 0 or high > _MAX_COUNT:
-        raise DataError(
-            f"{name} has {array.dtype} values from {low:,} to {high:,}. Whole numbers are read as counts, from 0 to "
-            f"{_MAX_COUNT:,} (float32 has no longer every one above that). Save other values as float32."
-        )
-    if array.ndim > 2 and high > 1:
-        # Taken for counts, pictures would be given a likelihood that is not theirs, and nobody would notice.
-        raise DataError(
-            f"{name} has {array.dtype} values up to {high} of shape {list(array.shape)}, which can be pictures or "
-            "counts. Save pictures as uint8 (or as float32 in [0, 1]), and counts as [N, D]; or say what they are by "
-            "lowerbound.ArraySource(values, support=...)."
-        )
-
-
-def _narrowest(values: Tensor) -> Support:
-    if bool(((values == 0) | (values == 1)).all()):
-        return Support.BINARY
-    if values.dtype == torch.uint8:
-        return Support.EIGHT_BIT
-    if values.dtype == torch.int32:
-        return Support.COUNT
-    if bool(((values >= 0) & (values <= 1)).all()):
-        return Support.UNIT_INTERVAL
-    return Support.REAL
+    return Arrays()

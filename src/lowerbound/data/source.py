@@ -102,6 +102,51 @@ class Source(ABC):
         batch = self.gather(index)
         return replace(batch, x=self.decode(batch.x), index=index)
 
+    def take(self, index: Tensor) -> Source:
+        """Returns the examples at `index` as a source of their own."""
+        return Subset(self, index)
+
+    def slice(self, start: int, stop: int) -> Source:
+        """Returns examples `start` to `stop` as a source, without copying."""
+        return self.take(torch.arange(start, stop))
+
+
+class Subset(Source):
+    """Some examples of a source, in an order of their own, without copying them.
+
+    Args:
+        source: All examples.
+        index: Which of them, int64 `[N]`.
+    """
+
+    def __init__(self, source: Source, index: Tensor) -> None:
+        self.source = source
+        self.index = index
+        self.event_shape = source.event_shape
+        self.support = source.support
+        self.log_correction = source.log_correction
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def gather(self, index: Tensor) -> Batch:
+        return self.source.gather(self.index[index.to(self.index.device)])
+
+    def decode(self, raw: Tensor) -> Tensor:
+        return self.source.decode(raw)
+
+    def to(self, device: torch.device) -> Subset:
+        return Subset(self.source.to(device), self.index)
+
+    @property
+    def labels(self) -> Tensor | None:
+        labels = self.source.labels
+        return None if labels is None else labels[self.index]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(self.source.fingerprint.encode() + self.index.numpy().tobytes()).hexdigest()
+
 
 class ArraySource(Source):
     """Examples that are held in memory, or mapped into it, as one tensor.
