@@ -10,7 +10,7 @@ from oracle import Identity, linear_gaussian
 from torch.distributions import MultivariateNormal
 
 import lowerbound as lb
-from lowerbound import distributions, heads, nn
+from lowerbound import distributions, heads, nn, spec
 from lowerbound.data import generator
 from lowerbound.distributions import DiagonalNormal
 from lowerbound.errors import UsageError
@@ -31,6 +31,7 @@ from lowerbound.objectives import (
     DoublyReparameterised,
     FreeBits,
     InfoVAE,
+    InTurn,
     InverseMultiquadratic,
     MinibatchStratified,
     MinibatchWeighted,
@@ -696,3 +697,35 @@ def test_what_needs_independent_components_is_refused_without_them():
 def test_settings_that_cannot_be_are_refused(make):
     with pytest.raises(UsageError, match="got"):
         make()
+
+
+@pytest.mark.verifies(lb.objectives.InTurn, against="definition")
+def test_one_objective_after_another_is_each_in_its_turn():
+    vae, x = full_covariance()
+    first, then = ELBO(beta=4, warmup=2), ELBO(beta=0.5, warmup=4)
+    both = InTurn(first, then, after=3)
+    for step, one, its_own in (
+        (0, first, 0),
+        (1, first, 1),
+        (2, first, 2),
+        (3, then, 0),
+        (5, then, 2),
+        (None, then, None),
+    ):
+        found = seeded(1, objective_at(both, step), vae, x)
+        torch.testing.assert_close(found.loss, seeded(1, objective_at(one, its_own), vae, x).loss, rtol=0, atol=0)
+    assert both.notes() == [f"the first 3 updates minimised {first}", *then.notes()]
+    assert spec.build(spec.describe(both)) == both
+    with pytest.raises(UsageError, match="after=-1"):
+        InTurn(first, then, after=-1)
+
+
+def test_what_refuses_a_model_does_so_in_its_turn_as_well():
+    delta = VAE(
+        Conditional(nn.MLP((4,), (6,)), heads.Delta((6,), (3,))),
+        Conditional(nn.MLP((3,), (6,)), heads.Normal((6,), (4,))),
+        StandardNormal(3),
+    )
+    for objective in (InTurn(ELBO(), Reconstruction(), 5), InTurn(Reconstruction(), ELBO(), 5)):
+        with pytest.raises(UsageError, match="no density"):
+            objective.check(delta)

@@ -1,7 +1,8 @@
 """Objectives: what is optimised, per example.
 
-Bounds on log p(x) (`bounds`), the bound with its rate held or taken apart (`regularised`), and discrepancies between
-the codes and the prior (`discrepancy`), and what trains discrete codes (`quantised`). `base` says what an objective is.
+Bounds on log p(x) (`bounds`), the bound with its rate held or taken apart (`regularised`), discrepancies between
+the codes and the prior (`discrepancy`), what trains discrete codes (`quantised`), and one objective after another
+(`phases`). `base` says what an objective is.
 """
 
 from lowerbound.objectives.base import Objective, Terms
@@ -18,6 +19,7 @@ from lowerbound.objectives.bounds import (
     StickingTheLanding,
 )
 from lowerbound.objectives.discrepancy import WAE, InfoVAE, InverseMultiquadratic, mmd
+from lowerbound.objectives.phases import InTurn
 from lowerbound.objectives.quantised import Quantised
 from lowerbound.objectives.regularised import (
     DIPVAE,
@@ -47,6 +49,7 @@ __all__ = [
     "DoublyReparameterised",
     "Estimator",
     "FreeBits",
+    "InTurn",
     "InfoVAE",
     "InverseMultiquadratic",
     "MinibatchStratified",
