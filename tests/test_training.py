@@ -157,7 +157,7 @@ def test_validation_that_is_no_number_is_divergence(few):
         for mean in (state.average or {}).values():
             mean.fill_(math.nan)
     with pytest.raises(DivergedError, match="validation"):
-        end_epoch(state, run.data, run.objective, Selection(None))
+        end_epoch(state, run.data, run.objective, Selection(None, run.data.valid))
 
 
 def test_a_batch_larger_than_the_data_is_refused(few):
@@ -218,3 +218,10 @@ def test_each_likelihood_learns_grey_digits(few, likelihood):
 def test_an_unknown_device_is_refused():
     with pytest.raises(UsageError, match=r"found: .*cpu"):
         resolve_device("tpu")
+
+
+def test_patience_without_anything_to_select_on_is_refused():
+    data = lb.open_data("digits").joined()
+    run = lb.recipes.mlp(lb.open_data("digits"), width=8, depth=1, latent_dim=2, patience=3)
+    with pytest.raises(UsageError, match=r"patience of 3 .*--valid"):
+        lb.fit(run.vae, data, run.objective, run.training)

@@ -127,7 +127,7 @@ class Experiment:
         self.provenance = provenance or {}
         self.trackers = trackers or Trackers()
         self.save_every = save_every
-        self.selection = Selection(run.training.patience)
+        self.selection = Selection(run.training.patience, run.data.valid)
         self.means = Means()
         self.stop = False
         self.stopped = False

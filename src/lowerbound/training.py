@@ -427,6 +427,10 @@ class Selection:
 
     Args:
         patience: See `Training`.
+        valid: What it selects on.
+
+    Raises:
+        UsageError: There is patience, and nothing to select on.
 
     Attributes:
         best: The best validation loss so far.
@@ -434,7 +438,12 @@ class Selection:
         weights: The weights that gave it.
     """
 
-    def __init__(self, patience: int | None) -> None:
+    def __init__(self, patience: int | None, valid: Source | None) -> None:
+        if patience is not None and valid is None:
+            raise UsageError(
+                f"A patience of {patience} waits for a better validation loss, but all training examples are learned "
+                "from and none is left to validate on. Leave some out (--valid), or leave patience out."
+            )
         self.patience = patience
         self.best = math.inf
         self.waited = 0
@@ -517,7 +526,7 @@ def fit(
     """
     objective, training = objective or ELBO(), training or Training()
     state = TrainState(vae, training, device)
-    selection, means, history = Selection(training.patience), Means(), []
+    selection, means, history = Selection(training.patience, data.valid), Means(), []
     for step in train(vae, data.train, objective, training, state=state):
         means.add(step.terms)
         if step.epoch_ends:
