@@ -17,7 +17,6 @@ code.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -34,7 +33,7 @@ import torch
 from torch import Tensor
 
 from lowerbound import spec
-from lowerbound.errors import CheckpointError, ResourceError, UsageError
+from lowerbound.errors import CheckpointError, ResourceError, UsageError, disk_errors
 from lowerbound.model import VAE
 
 SCHEMA = 1
@@ -306,20 +305,6 @@ def build_model(record: dict[str, Any], weights: dict[str, Tensor], where: Path)
         raise CheckpointError(f"The weights in {where} are not all finite numbers: {', '.join(bad[:5])}.")
     vae.load_state_dict(weights, strict=True, assign=True)
     return vae.eval()
-
-
-@contextmanager
-def disk_errors(path: Path, rescue: str = "run the same command again") -> Iterator[None]:
-    """Turns what the disk refuses into a `ResourceError` that says what to do."""
-    try:
-        yield
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        advice = "Free some space" if full else "Check that it can be written"
-        raise ResourceError(
-            f"{path} could not be written: {error.strerror or error}. {advice} and {rescue}; what was saved before is "
-            "intact."
-        ) from error
 
 
 def write_file(path: Path, content: bytes) -> None:

@@ -13,6 +13,7 @@ from lowerbound.data.open import SPLITS, Data, View, open_data
 from lowerbound.data.order import derive_seed, epoch_order, generator
 from lowerbound.data.reading import Reading
 from lowerbound.data.source import ArraySource, Batch, Source, Support, batches, check_support, mean
+from lowerbound.data.stored import Rows, StoredSource, rows_of
 
 __all__ = [
     "NAMED",
@@ -24,7 +25,9 @@ __all__ = [
     "Data",
     "Dequantised",
     "Reading",
+    "Rows",
     "Source",
+    "StoredSource",
     "Support",
     "View",
     "batches",
@@ -34,4 +37,5 @@ __all__ = [
     "generator",
     "mean",
     "open_data",
+    "rows_of",
 ]

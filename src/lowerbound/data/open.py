@@ -15,7 +15,7 @@ from lowerbound.data.binarise import Binarise
 from lowerbound.data.dequantise import Dequantised, fixed_noise
 from lowerbound.data.named import NAMED
 from lowerbound.data.reading import Reading
-from lowerbound.data.source import ArraySource, Source, Support
+from lowerbound.data.source import Source, Support
 from lowerbound.errors import DataError, UsageError, did_you_mean
 
 SPLITS = ("train", "valid", "test")
@@ -111,8 +111,7 @@ class Data:
         view = replace(self.view, joined=True)
         if self.valid is None:
             return replace(self, view=view)
-        seen = self.view.dequantise or self.view.binarise is not Binarise.NONE
-        if seen or not (isinstance(self.train, ArraySource) and isinstance(self.valid, ArraySource)):
+        if self.view.dequantise or self.view.binarise is not Binarise.NONE:
             raise UsageError("Join the splits before they are binarised or dequantised.")
         return replace(self, train=self.train.joined(self.valid), valid=None, view=view)
 
