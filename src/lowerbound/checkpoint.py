@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import filelock
 import safetensors.torch
@@ -313,20 +313,38 @@ def write_file(path: Path, content: bytes) -> None:
     Raises:
         ResourceError: The disk is full or refuses; what was there before is intact.
     """
+    with writing(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[BinaryIO]:
+    """Opens a file that takes its name when the body ends well, and leaves nothing behind otherwise.
+
+    Raises:
+        ResourceError: The disk is full or refuses; what was there before is intact.
+    """
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write(path, content)
+        with _whole(path) as file:
+            yield file
 
 
 def _write(path: Path, content: bytes) -> None:
+    with _whole(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[BinaryIO]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError:
+    except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
