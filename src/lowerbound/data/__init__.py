@@ -11,7 +11,8 @@ from lowerbound.data.dequantise import Dequantised
 from lowerbound.data.named import NAMED
 from lowerbound.data.open import SPLITS, Data, View, open_data
 from lowerbound.data.order import derive_seed, epoch_order, generator
-from lowerbound.data.reading import Reading
+from lowerbound.data.pictures import Pictures
+from lowerbound.data.reading import Reading, Report
 from lowerbound.data.source import ArraySource, Batch, Source, Support, batches, check_support, mean
 from lowerbound.data.stored import Rows, StoredSource, rows_of
 
@@ -24,7 +25,9 @@ __all__ = [
     "Binarise",
     "Data",
     "Dequantised",
+    "Pictures",
     "Reading",
+    "Report",
     "Rows",
     "Source",
     "StoredSource",
