@@ -109,7 +109,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         empty = path.stat().st_size == 0
         raise UnreadableError("it is empty" if empty else "it is no PNG, JPEG or WebP picture") from error
     except Exception as error:  # a damaged picture can end in anything
-        raise UnreadableError(" ".join(str(error).split()) or type(error).__name__) from error
+        raise UnreadableError(" ".join(str(error).split()).rstrip(".") or type(error).__name__) from error
 
 
 def _few_at_once(image: Image.Image) -> AbstractContextManager[object]:
