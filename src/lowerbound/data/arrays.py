@@ -132,7 +132,7 @@ def _as_tensor(array: np.ndarray, name: str, fewest: int) -> Tensor:
     _check_kind(array.shape, array.dtype, name, fewest)
     if array.dtype != np.uint8 and np.issubdtype(array.dtype, np.integer):
         check_counts(array.shape, array.dtype, int(array.min()), int(array.max()), name)
-    return torch.from_numpy(np.array(as_held(array).reshape(_as_pictures(array.shape))))
+    return torch.from_numpy(as_held(array).reshape(_as_pictures(array.shape)))
 
 
 def _check_kind(shape: tuple[int, ...], dtype: np.dtype[Any], name: str, fewest: int) -> None:

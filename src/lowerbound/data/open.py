@@ -227,7 +227,7 @@ def reading_of(source: str) -> Reading:
         DataError: Nothing here reads such files, or there is no such file.
     """
     path = Path(source)
-    if os.path.isdir(path):  # unlike Path.is_dir, it raises nothing for a name that is too long
+    if os.path.isdir(source):  # unlike Path.is_dir, it raises nothing for a name that is too long, and "" is none
         return Pictures()
     if path.suffix not in (".npy", ".npz"):
         raise DataError(

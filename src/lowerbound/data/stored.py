@@ -253,6 +253,13 @@ def widest(*supports: Support) -> Support:
 
 def narrowest(values: Tensor) -> Support:
     """Returns the narrowest support of values as they are held in memory."""
+    found = Support.BINARY
+    for chunk in values.split(max(1, _CHUNK_BYTES // max(1, values[:1].nbytes))):
+        found = widest(found, _narrowest(chunk))
+    return found
+
+
+def _narrowest(values: Tensor) -> Support:
     if bool(((values == 0) | (values == 1)).all()):
         return Support.BINARY
     if values.dtype == torch.uint8:
