@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench bench-full bench-likelihood peers verification clean
+.PHONY: demo test lint bench bench-full bench-likelihood bench-streaming peers verification clean
 
 demo: $(STAMP)
 	$(BIN)/lowerbound train mlp --data mnist-5k --epochs 80 --out runs/demo --overwrite
@@ -41,6 +41,10 @@ peers: .peers/pythae/.installed .peers/jax/.installed
 
 verification: $(STAMP)
 	$(BIN)/python tests/verification.py
+
+# Memory and speed on 2 GB of pictures; it takes 2.5 GB of disk for a few minutes.
+bench-streaming: $(STAMP)
+	$(BIN)/python benchmarks/run.py streaming --threads 1 --out docs/results
 
 # Hours. One thread, because the weights are then the same, bit for bit, wherever the processor is of the same kind.
 bench-likelihood: $(STAMP)

@@ -21,7 +21,7 @@ import measure
 
 # Before torch is imported, which counts the processors once: see `main`.
 SHORT = ("throughput", "start", "memory", "evidence", "growth")
-LONG = ("quality",)
+LONG = ("quality", "streaming")
 ROUNDS = 5
 
 

@@ -253,7 +253,7 @@ def test_a_second_training_in_the_same_folder_is_exit_6(tmp_path: Path) -> None:
         ("nosuch/x.npz", ["nosuch/x.npz"]),
         ("x.parquet.xz", ["x.parquet.xz"]),
         ("", [".npy"]),
-        (".", [".npy"]),
+        (".", ["pictures"]),
     ],
 )
 def test_a_source_that_is_not_there_is_exit_3(source: str, said: list[str], tmp_path: Path) -> None:

@@ -17,7 +17,6 @@ code.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -26,7 +25,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import filelock
 import safetensors.torch
@@ -34,7 +33,7 @@ import torch
 from torch import Tensor
 
 from lowerbound import spec
-from lowerbound.errors import CheckpointError, ResourceError, UsageError
+from lowerbound.errors import CheckpointError, ResourceError, UsageError, disk_errors
 from lowerbound.model import VAE
 
 SCHEMA = 1
@@ -308,40 +307,44 @@ def build_model(record: dict[str, Any], weights: dict[str, Tensor], where: Path)
     return vae.eval()
 
 
-@contextmanager
-def disk_errors(path: Path, rescue: str = "run the same command again") -> Iterator[None]:
-    """Turns what the disk refuses into a `ResourceError` that says what to do."""
-    try:
-        yield
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        advice = "Free some space" if full else "Check that it can be written"
-        raise ResourceError(
-            f"{path} could not be written: {error.strerror or error}. {advice} and {rescue}; what was saved before is "
-            "intact."
-        ) from error
-
-
 def write_file(path: Path, content: bytes) -> None:
     """Writes a file whole or not at all.
 
     Raises:
         ResourceError: The disk is full or refuses; what was there before is intact.
     """
+    with writing(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[BinaryIO]:
+    """Opens a file that takes its name when the body ends well, and leaves nothing behind otherwise.
+
+    Raises:
+        ResourceError: The disk is full or refuses; what was there before is intact.
+    """
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write(path, content)
+        with _whole(path) as file:
+            yield file
 
 
 def _write(path: Path, content: bytes) -> None:
+    with _whole(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[BinaryIO]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError:
+    except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)

@@ -15,7 +15,10 @@ A message is one paragraph: what was expected, what was found, what to do.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import errno
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 
 class LowerboundError(Exception):
@@ -66,3 +69,17 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
     return f"Did you mean {' or '.join(near)}?" if near else f"There are: {', '.join(known)}."
+
+
+@contextmanager
+def disk_errors(path: Path, rescue: str = "run the same command again") -> Iterator[None]:
+    """Turns what the disk refuses into a `ResourceError` that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        advice = "Free some space" if full else "Check that it can be written"
+        raise ResourceError(
+            f"{path} could not be written: {error.strerror or error}. {advice} and {rescue}; what was saved before is "
+            "intact."
+        ) from error

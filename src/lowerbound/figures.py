@@ -18,9 +18,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from lowerbound.checkpoint import disk_errors, write_file
+from lowerbound.checkpoint import write_file
 from lowerbound.data import Batch, Data, Source, generator
-from lowerbound.errors import UsageError
+from lowerbound.errors import UsageError, disk_errors
 from lowerbound.metrics import principal_plane
 from lowerbound.model import VAE
 from lowerbound.tasks import encode, interpolate, reconstruct, sample

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
     from lowerbound.model import VAE
 
+# Rows of a table that are numbers of Python at once: they take much more memory than tensors do.
+_ROWS = 1000
+
 
 def sample(
     run: Path,
@@ -285,32 +288,34 @@ def _check_suffix(path: Path, known: tuple[str, ...]) -> None:
 
 def _write_pictures(path: Path, arrays: dict[str, Tensor]) -> None:
     from lowerbound import figures
-    from lowerbound.checkpoint import write_file
+    from lowerbound.checkpoint import writing
 
     if _kind(path) == ".png":
         figures.save_grid(arrays["x"], path)
         return
     import numpy as np
 
-    content = io.BytesIO()
     named: dict[str, Any] = {name: value.numpy() for name, value in arrays.items()}
-    np.savez_compressed(content, **named)
-    write_file(path, content.getvalue())
+    with writing(path) as file:
+        np.savez_compressed(file, **named)
 
 
 def _write_table(path: Path, encoded: dict[str, Tensor]) -> None:
-    from lowerbound.checkpoint import write_file
+    from lowerbound.checkpoint import writing
 
     columns = ["row"]
     for name, value in encoded.items():
         width = value.flatten(1).shape[1] if value.ndim > 1 else 0
         columns += [f"{name}_{i}" for i in range(width)] or [name]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    parts = [value.reshape(len(value), -1).tolist() for value in encoded.values()]
-    writer.writerows([i, *(v for part in row for v in part)] for i, row in enumerate(zip(*parts, strict=True)))
-    write_file(path, text.getvalue().encode())
+    flat = [value.reshape(len(value), -1) for value in encoded.values()]
+    with writing(path) as file:
+        text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(columns)
+        for start in range(0, len(flat[0]), _ROWS):
+            parts = zip(*(value[start : start + _ROWS].tolist() for value in flat), strict=True)
+            writer.writerows([start + i, *(v for part in row for v in part)] for i, row in enumerate(parts))
+        text.detach()  # or it would close the file, which is not on the disk yet
 
 
 def _report(path: Path, count: int, what: str, json: bool) -> None:

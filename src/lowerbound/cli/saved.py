@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lowerbound.checkpoint import RunFolder
+from lowerbound.cli.show import job
 from lowerbound.data import Data
 from lowerbound.experiment import notes_of, objective_of, view_of
 from lowerbound.model import VAE
@@ -40,7 +41,8 @@ def open_saved(run: Path, source: str | None = None, data_dir: Path | None = Non
     notes, described = list(notes_of(saved.record)), saved.record["data"]
     if not saved.finished:
         notes.append("training has not ended: these are the weights of the last checkpoint")
-    data = view_of(saved.record).of(source or str(described.get("source")), data_dir)
+    with job("reading") as report:
+        data = view_of(saved.record).of(source or str(described.get("source")), data_dir, report)
     fingerprints = described.get("fingerprint")
     if source is None and isinstance(fingerprints, dict) and data.test.fingerprint != fingerprints.get("test"):
         notes.append(f"the test split of {data.name} is not the one of the training any more: its values have changed")

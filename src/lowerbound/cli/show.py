@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -41,6 +42,25 @@ def print_note(message: str) -> None:
 def print_json(document: Any) -> None:
     """Prints one JSON document to stdout."""
     print(json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False))
+
+
+@contextmanager
+def job(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Shows how far a job is, on a terminal as a bar, elsewhere in a line now and then; yields what to tell it to."""
+    with Progress(console=stderr, transient=True, disable=not stderr.is_terminal) as bar:
+        # Nothing is shown of what takes no time.
+        task = bar.add_task(what, total=None, visible=False)
+        said = time.monotonic()
+
+        def report(done: int, total: int) -> None:
+            nonlocal said
+            bar.update(task, completed=done, total=total, visible=True)
+            now = time.monotonic()
+            if not stderr.is_terminal and now - said >= _QUIET_SECONDS:
+                said = now
+                print(f"{done / max(1, total):4.0%}  {what}", file=sys.stderr, flush=True)
+
+        yield report
 
 
 class TrainingProgress:

@@ -19,7 +19,7 @@ from cyclopts import Parameter
 from docstring_parser import parse
 from rich.markup import escape
 
-from lowerbound.cli.show import TrainingProgress, print_evaluation, print_json, print_note, stdout
+from lowerbound.cli.show import TrainingProgress, job, print_evaluation, print_json, print_note, stdout
 from lowerbound.errors import DivergedError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -81,10 +81,25 @@ class Common:
     save_every: float
     log: tuple[str, ...]
     json: bool
+    size: int | None
+    grey: bool
+    colour: bool
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """What was said of how the files are to be read: fields of a `lowerbound.data.Reading`."""
+        if self.grey and self.colour:
+            raise UsageError("--grey and --colour exclude one another: give one of them, or none.")
+        told = {"size": self.size, "colour": True if self.colour else False if self.grey else None}
+        return {name: value for name, value in told.items() if value is not None}
 
 
 _COMMON: dict[str, tuple[Any, Any, str]] = {
-    "data": (str, inspect.Parameter.empty, "mnist, fashion-mnist, mnist-5k, digits, or the path of a .npy or .npz."),
+    "data": (
+        str,
+        inspect.Parameter.empty,
+        "A name (lowerbound data), or a .npy, a .npz, or a folder of pictures.",
+    ),
     "out": (Path, inspect.Parameter.empty, "The run folder; never overwritten without being asked."),
     "minutes": (float | None, None, "Train for so long instead of, or at most besides, --epochs."),
     "seed": (int, 0, "Determines initial weights, order and noise."),
@@ -97,7 +112,12 @@ _COMMON: dict[str, tuple[Any, Any, str]] = {
     "save_every": (float, 30.0, "Seconds between checkpoints."),
     "log": (tuple[str, ...], (), "Also report to a tracker: tensorboard."),
     "json": (bool, False, "Print one JSON document at the end, and nothing else, on stdout."),
+    "size": (int | None, None, "Pictures: the side of the squares that they are cut and scaled to."),
+    "grey": (bool, False, "Pictures: read them as grey ones."),
+    "colour": (bool, False, "Pictures: read them in colour; by default if any of them can have colours."),
 }
+# Options of the common ones that say how files are read.
+_READING = ("size", "grey", "colour")
 
 
 def build_train_app() -> cyclopts.App:
@@ -238,7 +258,7 @@ def _command(name: str, recipe: Callable[..., Run]) -> Callable[..., int]:
             else f"{text} [default: {getattr(default, 'value', default)}]"
         )
         is_setting = key in settings
-        group = "Recipe" if is_setting else "Training"
+        group = "Recipe" if is_setting else "Data" if key in _READING else "Training"
         # A setting that is a tuple takes all the values that follow: --latent-dims 16 8 4.
         shown_as = Parameter(name=option, help=shown, show_default=False, group=group, consume_multiple=is_setting)
         accepted: Any = kind | None if is_setting else kind
@@ -266,7 +286,14 @@ def _train(name: str, recipe: Callable[..., Run], settings: dict[str, Any], comm
     device = resolve_device(common.device)
     folder = RunFolder(common.out)
     folder.check_free(may_exist=common.resume or common.overwrite)
-    source = open_data(common.data, data_dir=common.data_dir, num_valid=common.valid)
+    with job("reading") as report:
+        source = open_data(
+            common.data,
+            data_dir=common.data_dir,
+            num_valid=common.valid,
+            options=common.reading,
+            on_progress=report,
+        )
     run = prepare(recipe, source, settings, _changes(common))
     with folder.locked():
         experiment = Experiment(

@@ -11,8 +11,10 @@ from lowerbound.data.dequantise import Dequantised
 from lowerbound.data.named import NAMED
 from lowerbound.data.open import SPLITS, Data, View, open_data
 from lowerbound.data.order import derive_seed, epoch_order, generator
-from lowerbound.data.reading import Reading
+from lowerbound.data.pictures import Pictures
+from lowerbound.data.reading import Reading, Report
 from lowerbound.data.source import ArraySource, Batch, Source, Support, batches, check_support, mean
+from lowerbound.data.stored import Rows, StoredSource, rows_of
 
 __all__ = [
     "NAMED",
@@ -23,8 +25,12 @@ __all__ = [
     "Binarise",
     "Data",
     "Dequantised",
+    "Pictures",
     "Reading",
+    "Report",
+    "Rows",
     "Source",
+    "StoredSource",
     "Support",
     "View",
     "batches",
@@ -34,4 +40,5 @@ __all__ = [
     "generator",
     "mean",
     "open_data",
+    "rows_of",
 ]

@@ -2,12 +2,17 @@
 
 What the values can be follows from their type: uint8 are 8-bit levels, other integers are counts, and floats are real
 numbers, or grey values where all lie in [0, 1]; zeros and ones are binary in any type.
+
+A large `.npy` file is not held in memory (`lowerbound.data.stored`). Its values are looked at once, and what was found
+is remembered while the file does not change.
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,9 +20,18 @@ from torch import Tensor
 
 from lowerbound.data.reading import Reading, shuffled_split
 from lowerbound.data.source import ArraySource, Source, Support
+from lowerbound.data.stored import (
+    Rows,
+    StoredSource,
+    as_held,
+    check_counts,
+    is_held,
+    narrowest,
+    rows_of,
+    scanned,
+    widest,
+)
 from lowerbound.errors import DataError
-
-_MAX_COUNT = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -26,8 +40,15 @@ class Arrays(Reading):
 
     def open(self, path: Path) -> tuple[Source, Source]:
         source = str(path)
+        if path.suffix == ".npy" and os.path.isfile(path) and not is_held(path.stat().st_size):
+            return shuffled_split(_stored(path))
         try:
             arrays = _load_arrays(path)
+        except MemoryError as error:
+            raise DataError(
+                f"{source} does not fit in memory ({error}). Save its examples alone as a .npy file, which can be "
+                "larger than memory."
+            ) from error
         except Exception as error:  # NumPy reads a header as Python, so a damaged one can end in anything
             reason = " ".join(str(error).split())
             raise DataError(
@@ -43,11 +64,29 @@ class Arrays(Reading):
 def _load_arrays(path: Path) -> dict[str, np.ndarray]:
     with path.open("rb") as file:
         loaded = np.load(file, allow_pickle=False)
+        if not isinstance(loaded, np.ndarray):
+            _check_memory(sum(entry.file_size for entry in loaded.zip.infolist()))
         arrays = {"x": loaded} if isinstance(loaded, np.ndarray) else {k: loaded[k] for k in loaded.files}
     for key, array in arrays.items():
         if not isinstance(array, np.ndarray):
             raise ValueError(f"{key} is no array")
     return arrays
+
+
+def _check_memory(needed: int) -> None:
+    """Raises `MemoryError` when arrays would take more than half of the machine's memory."""
+    if hasattr(os, "sysconf"):
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if needed > there // 2:
+            raise MemoryError(f"its arrays take {needed / 1e9:,.1f} GB, and there are {there / 1e9:,.1f} GB")
+
+
+def _stored(path: Path) -> StoredSource:
+    found, name = rows_of(path), f"{path}, array x"
+    _check_kind(found.shape, found.dtype, name, 3)
+    rows = Rows(path, _as_pictures(found.shape), found.dtype, found.offset)
+    support = scanned(rows, name).support
+    return StoredSource(rows, support=support, scale=_scale(support), name=str(path))
 
 
 def _as_sources(
@@ -67,10 +106,8 @@ def _as_sources(
                 f"{name} should hold training and test examples alike, but {keys[0][0]} has {first.dtype} of "
                 f"shape {list(first.shape[1:])}, and {x} {other.dtype} of shape {list(other.shape[1:])}."
             )
-    order = list(Support)
-    support = max((_narrowest(v) for v in values), key=order.index)
-    # Zeros and ones as bytes are not nearly black pictures.
-    scale = 1.0 if support in (Support.BINARY, Support.COUNT) else 1 / 255
+    support = widest(*(narrowest(v) for v in values))
+    scale = _scale(support)
     labels = [_as_labels(arrays[y], f"{name}, array {y}") if y in arrays else None for _, y in keys]
     return tuple(
         ArraySource(v, label, support=support, scale=scale, name=name) for v, label in zip(values, labels, strict=True)
@@ -86,53 +123,31 @@ def _as_labels(array: np.ndarray, name: str) -> Tensor:
     return torch.from_numpy(array.astype(np.int64))
 
 
+def _scale(support: Support) -> float:
+    # Zeros and ones as bytes are not nearly black pictures.
+    return 1.0 if support in (Support.BINARY, Support.COUNT) else 1 / 255
+
+
 def _as_tensor(array: np.ndarray, name: str, fewest: int) -> Tensor:
-    if array.ndim < 2 or len(array) < fewest or array.size == 0:
+    _check_kind(array.shape, array.dtype, name, fewest)
+    if array.dtype != np.uint8 and np.issubdtype(array.dtype, np.integer):
+        check_counts(array.shape, array.dtype, int(array.min()), int(array.max()), name)
+    return torch.from_numpy(as_held(array).reshape(_as_pictures(array.shape)))
+
+
+def _check_kind(shape: tuple[int, ...], dtype: np.dtype[Any], name: str, fewest: int) -> None:
+    if len(shape) < 2 or shape[0] < fewest or 0 in shape:
         raise DataError(
             f"{name} should be [N, ...], with N at least {fewest} and values in each example, but has shape "
-            f"{list(array.shape)}."
+            f"{list(shape)}."
         )
-    if array.dtype == np.bool_:
-        array = array.astype(np.float32)
-    if array.dtype != np.uint8 and np.issubdtype(array.dtype, np.integer):
-        _check_counts(array, name)
-        array = array.astype(np.int32)
-    elif array.dtype != np.uint8 and not np.issubdtype(array.dtype, np.floating):
+    if dtype != np.bool_ and not np.issubdtype(dtype, np.integer) and not np.issubdtype(dtype, np.floating):
         raise DataError(
-            f"{name} has values of type {array.dtype}. Save 8-bit images as uint8, counts as int32, and anything else "
+            f"{name} has values of type {dtype}. Save 8-bit images as uint8, counts as int32, and anything else "
             "as float32."
         )
-    elif array.dtype != np.uint8:
-        with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused with its place
-            array = array.astype(np.float32)
-    if array.ndim == 3:
-        array = array[:, None]  # [N, H, W] is read as grey images, [N, 1, H, W]
-    return torch.from_numpy(np.array(array))
 
 
-def _check_counts(array: np.ndarray, name: str) -> None:
-    low, high = int(array.min()), int(array.max())
-    if low < 0 or high > _MAX_COUNT:
-        raise DataError(
-            f"{name} has {array.dtype} values from {low:,} to {high:,}. Whole numbers are read as counts, from 0 to "
-            f"{_MAX_COUNT:,} (float32 has no longer every one above that). Save other values as float32."
-        )
-    if array.ndim > 2 and high > 1:
-        # Taken for counts, pictures would be given a likelihood that is not theirs, and nobody would notice.
-        raise DataError(
-            f"{name} has {array.dtype} values up to {high} of shape {list(array.shape)}, which can be pictures or "
-            "counts. Save pictures as uint8 (or as float32 in [0, 1]), and counts as [N, D]; or say what they are by "
-            "lowerbound.ArraySource(values, support=...)."
-        )
-
-
-def _narrowest(values: Tensor) -> Support:
-    if bool(((values == 0) | (values == 1)).all()):
-        return Support.BINARY
-    if values.dtype == torch.uint8:
-        return Support.EIGHT_BIT
-    if values.dtype == torch.int32:
-        return Support.COUNT
-    if bool(((values >= 0) & (values <= 1)).all()):
-        return Support.UNIT_INTERVAL
-    return Support.REAL
+def _as_pictures(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns the shape of the examples as they are read: `[N, H, W]` are grey images, `[N, 1, H, W]`."""
+    return (shape[0], 1, *shape[1:]) if len(shape) == 3 else shape

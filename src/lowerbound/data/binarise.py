@@ -14,12 +14,14 @@ sets: see `Binarise.splits`.
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from lowerbound.data.order import generator
-from lowerbound.data.source import ArraySource, Batch, Source, Support
+from lowerbound.data.source import Batch, Source, Support
+from lowerbound.data.stored import kept
 from lowerbound.errors import UsageError
 
 
@@ -118,7 +120,7 @@ class DynamicallyBinarised(Source):
         return DynamicallyBinarised(self.grey.to(device))
 
 
-def fixed_draw(source: Source, seed: int, chunk: int = 1000) -> ArraySource:
+def fixed_draw(source: Source, seed: int, chunk: int = 1000) -> Source:
     """Draws x ~ Bernoulli(grey) once for every example.
 
     Each thousand examples have a generator of their own, seeded by `(seed, which thousand)`, so the draw is the same
@@ -130,12 +132,14 @@ def fixed_draw(source: Source, seed: int, chunk: int = 1000) -> ArraySource:
         chunk: Examples to a generator. It belongs to the definition of the draw: change it and the draw changes.
 
     Returns:
-        A source of uint8 zeros and ones, whose `fingerprint` is the hash of the draw.
+        A source of uint8 zeros and ones, whose `fingerprint` is the hash of the draw; in a file where they are many.
     """
-    drawn = []
-    for start in range(0, len(source), chunk):
-        grey = source.examples(torch.arange(start, min(start + chunk, len(source)))).x.cpu()
-        uniform = torch.rand(grey.shape, generator=generator(seed, start // chunk))
-        drawn.append((uniform < grey).to(torch.uint8))
-    values = torch.cat(drawn) if drawn else torch.zeros((0, *source.event_shape), dtype=torch.uint8)
-    return ArraySource(values, source.labels, support=Support.BINARY, scale=1.0)
+
+    def drawn() -> Iterator[Tensor]:
+        for start in range(0, len(source), chunk):
+            grey = source.examples(torch.arange(start, min(start + chunk, len(source)))).x.cpu()
+            uniform = torch.rand(grey.shape, generator=generator(seed, start // chunk))
+            yield (uniform < grey).to(torch.uint8)
+
+    described = {"support": Support.BINARY, "scale": 1.0}
+    return kept(drawn(), len(source), source.event_shape, torch.uint8, source.labels, **described)

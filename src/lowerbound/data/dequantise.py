@@ -21,12 +21,14 @@ a multiple of 2^-16: then k + u is exact in float32, never rounds up to the next
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from lowerbound.data.order import generator
-from lowerbound.data.source import ArraySource, Batch, Source, Support
+from lowerbound.data.source import Batch, Source, Support
+from lowerbound.data.stored import kept
 from lowerbound.errors import UsageError
 
 _LEVELS = 256
@@ -43,6 +45,7 @@ class Dequantised(Source):
         UsageError: The source's values are not 8-bit levels.
 
     Example:
+        >>> from lowerbound.data import ArraySource
         >>> source = Dequantised(ArraySource(torch.tensor([[0, 255]], dtype=torch.uint8)))
         >>> source.support.value, round(source.log_correction, 4)
         ('unit-interval', -11.0904)
@@ -83,7 +86,7 @@ class Dequantised(Source):
         return Dequantised(self.levels.to(device))
 
 
-def fixed_noise(source: Source, seed: int, chunk: int = 1000) -> ArraySource:
+def fixed_noise(source: Source, seed: int, chunk: int = 1000) -> Source:
     """Dequantises every example once, with noise that follows from the seed and the example's place alone.
 
     Args:
@@ -93,18 +96,21 @@ def fixed_noise(source: Source, seed: int, chunk: int = 1000) -> ArraySource:
             changes.
 
     Returns:
-        A source of float32 values in [0, 1) with the `log_correction` of `Dequantised`.
+        A source of float32 values in [0, 1) with the `log_correction` of `Dequantised`; in a file where they are many.
 
     Raises:
         UsageError: The source's values are not 8-bit levels.
     """
     correction = Dequantised(source).log_correction
-    drawn = [torch.zeros((0, *source.event_shape))]
-    for start in range(0, len(source), chunk):
-        x = source.examples(torch.arange(start, min(start + chunk, len(source)))).x.cpu()
-        drawn.append(_spread(x, torch.rand(x.shape, generator=generator(seed, start // chunk))))
+
+    def drawn() -> Iterator[Tensor]:
+        for start in range(0, len(source), chunk):
+            x = source.examples(torch.arange(start, min(start + chunk, len(source)))).x.cpu()
+            yield _spread(x, torch.rand(x.shape, generator=generator(seed, start // chunk)))
+
     labels = None if source.labels is None else source.labels.cpu()
-    return ArraySource(torch.cat(drawn), labels, support=Support.UNIT_INTERVAL, log_correction=correction)
+    described = {"support": Support.UNIT_INTERVAL, "log_correction": correction}
+    return kept(drawn(), len(source), source.event_shape, torch.float32, labels, **described)
 
 
 def _spread(x: Tensor, uniform: Tensor) -> Tensor:

@@ -27,8 +27,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import platformdirs
-
+from lowerbound.data.cache import cache_dir
 from lowerbound.data.idx import read_idx_bytes
 from lowerbound.errors import DataError
 
@@ -72,11 +71,6 @@ class Search:
             f"{', '.join(self.searched)}.{reasons} Put the file there, or name its folder with --data-dir or "
             f"LOWERBOUND_DATA. {OFFLINE_ADVICE}"
         )
-
-
-def cache_dir() -> Path:
-    """Returns the folder in the user's cache where downloaded data sets are kept."""
-    return Path(platformdirs.user_cache_dir("lowerbound", appauthor=False))
 
 
 def obtain(files: RemoteFiles, file: str, data_dir: Path | None = None) -> bytes:

@@ -7,15 +7,18 @@ Validation is the tail of the training examples.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from lowerbound.data.arrays import Arrays
 from lowerbound.data.binarise import Binarise
 from lowerbound.data.dequantise import Dequantised, fixed_noise
 from lowerbound.data.named import NAMED
-from lowerbound.data.reading import Reading
-from lowerbound.data.source import ArraySource, Source, Support
+from lowerbound.data.pictures import Pictures
+from lowerbound.data.reading import Reading, Report
+from lowerbound.data.source import Source, Support
 from lowerbound.errors import DataError, UsageError, did_you_mean
 
 SPLITS = ("train", "valid", "test")
@@ -41,9 +44,11 @@ class View:
     dequantise: bool = False
     reading: Reading | None = None
 
-    def of(self, source: str, data_dir: Path | None = None) -> Data:
+    def of(self, source: str, data_dir: Path | None = None, on_progress: Report | None = None) -> Data:
         """Opens a source and looks at it this way."""
-        data = open_data(source, data_dir=data_dir, num_valid=self.num_valid, reading=self.reading)
+        data = open_data(
+            source, data_dir=data_dir, num_valid=self.num_valid, reading=self.reading, on_progress=on_progress
+        )
         if self.joined:
             data = data.joined()
         data = data.binarised(self.binarise, self.seed)
@@ -111,8 +116,7 @@ class Data:
         view = replace(self.view, joined=True)
         if self.valid is None:
             return replace(self, view=view)
-        seen = self.view.dequantise or self.view.binarise is not Binarise.NONE
-        if seen or not (isinstance(self.train, ArraySource) and isinstance(self.valid, ArraySource)):
+        if self.view.dequantise or self.view.binarise is not Binarise.NONE:
             raise UsageError("Join the splits before they are binarised or dequantised.")
         return replace(self, train=self.train.joined(self.valid), valid=None, view=view)
 
@@ -162,7 +166,13 @@ class Data:
 
 
 def open_data(
-    source: str, *, data_dir: Path | None = None, num_valid: int | None = None, reading: Reading | None = None
+    source: str,
+    *,
+    data_dir: Path | None = None,
+    num_valid: int | None = None,
+    reading: Reading | None = None,
+    options: Mapping[str, Any] | None = None,
+    on_progress: Report | None = None,
 ) -> Data:
     """Opens a data set by name or path.
 
@@ -170,24 +180,32 @@ def open_data(
     build the source by hand: `ArraySource(values, support=...)`.
 
     Args:
-        source: A name (`mnist`, `fashion-mnist`, `mnist-5k`, `digits`), or the path of a `.npy` or `.npz` file.
+        source: A name (`mnist`, `fashion-mnist`, `mnist-5k`, `digits`), or the path of a `.npy` or `.npz` file or of a
+            folder of pictures.
         data_dir: A folder in which named data sets are looked for first.
         num_valid: How many of the last training examples are for validation; by default 5,000 of MNIST's 60,000, and
             about a tenth elsewhere.
         reading: How a file is read; by its suffix, and what it holds, unless given. A named source needs none.
+        options: Fields of the reading that are not to be decided by what the file holds, `{"size": 32}` for one.
+        on_progress: Told how much of a long preparation is done, and of how much.
 
     Raises:
         DataError: The source is unknown, broken or cannot be had.
-        UsageError: `num_valid` leaves nothing to train on.
+        UsageError: `num_valid` leaves nothing to train on, or the source is read without such an option.
+        ResourceError: The disk is full or refuses.
     """
     learned: Source
     test: Source
     if source in NAMED:
+        if options:
+            said = ", ".join(options)
+            raise UsageError(f"{source} is as it is: options for how files are read ({said}) mean nothing to it.")
         named = NAMED[source]
         learned, test = named.load(data_dir)
         default, reading = named.valid, None
     else:
-        reading = (reading_of(source) if reading is None else reading).fitted(Path(source))
+        reading = (reading_of(source) if reading is None else reading).told(options or {}).fitted(Path(source))
+        reading.prepare(Path(source), on_progress)
         learned, test = reading.open(Path(source))
         default = min(max(1, len(learned) // 9), len(learned) - 1)
     held_out = default if num_valid is None else num_valid
@@ -209,11 +227,13 @@ def reading_of(source: str) -> Reading:
         DataError: Nothing here reads such files, or there is no such file.
     """
     path = Path(source)
+    if os.path.isdir(source):  # unlike Path.is_dir, it raises nothing for a name that is too long, and "" is none
+        return Pictures()
     if path.suffix not in (".npy", ".npz"):
         raise DataError(
-            f"There is no data source {source!r}: it is neither a known name nor the path of a .npy or .npz file. "
-            f"{did_you_mean(source, NAMED)}"
+            f"There is no data source {source!r}: it is neither a known name nor the path of a .npy or .npz file or of "
+            f"a folder of pictures. {did_you_mean(source, NAMED)}"
         )
-    if not os.path.isfile(path):  # unlike Path.is_file, it raises nothing for a name that is too long
+    if not os.path.isfile(path):
         raise DataError(f"There is no file {source}. Check the path; it is taken from {Path.cwd()}.")
     return Arrays()

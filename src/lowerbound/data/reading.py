@@ -7,9 +7,11 @@ same way: a run keeps the fitted reading, so that a new file means the same as t
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -18,6 +20,8 @@ from lowerbound.data.order import generator
 from lowerbound.data.source import Source
 from lowerbound.errors import UsageError
 
+# Told how much of a long job is done, and of how much.
+Report = Callable[[int, int], None]
 # A file without splits of its own is split 80/10/10 in an order drawn with this seed.
 _FILE_SEED = 1
 
@@ -31,6 +35,19 @@ class Reading(ABC):
 
     exports: tuple[str, ...] = ()
 
+    def told(self, options: Mapping[str, Any]) -> Self:
+        """Returns this reading with some of its fields as a user wants them.
+
+        Raises:
+            UsageError: Files of this kind are read without such an option, or it cannot be that.
+        """
+        fields: list[str] = [field.name for field in dataclasses.fields(self)] if dataclasses.is_dataclass(self) else []
+        for name in options:
+            if name not in fields:
+                kind = type(self).__name__
+                raise UsageError(f"The option {name} says nothing about data that are read as {kind}; leave it out.")
+        return dataclasses.replace(self, **options) if options else self  # type: ignore[type-var]
+
     def fitted(self, path: Path) -> Self:
         """Returns this reading with everything decided that it left to the file; itself where nothing was.
 
@@ -38,6 +55,14 @@ class Reading(ABC):
             DataError: The file cannot be had or read.
         """
         return self
+
+    def prepare(self, path: Path, report: Report | None = None) -> None:  # noqa: B027  most need no time
+        """Does what takes long before `open` can be quick, and tells how far it is.
+
+        Raises:
+            DataError: The file cannot be had or read.
+            ResourceError: The disk is full or refuses.
+        """
 
     @abstractmethod
     def open(self, path: Path) -> tuple[Source, Source]:
@@ -56,8 +81,13 @@ class Reading(ABC):
         raise UsageError(f"These examples cannot be written as {path.suffix}; use .npz.")
 
 
+def shuffled(whole: Source) -> Source:
+    """Returns examples in an order of their own, so that the last of them are of all kinds."""
+    return whole.take(torch.randperm(len(whole), generator=generator(_FILE_SEED)))
+
+
 def shuffled_split(whole: Source) -> tuple[Source, Source]:
     """Splits examples that have no split of their own: in an order of its own, the last tenth to test on."""
-    shuffled = whole.take(torch.randperm(len(whole), generator=generator(_FILE_SEED)))
+    mixed = shuffled(whole)
     cut = len(whole) - max(1, len(whole) // 10)
-    return shuffled.slice(0, cut), shuffled.slice(cut, len(whole))
+    return mixed.slice(0, cut), mixed.slice(cut, len(whole))

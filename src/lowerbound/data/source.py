@@ -110,18 +110,29 @@ class Source(ABC):
         """Returns examples `start` to `stop` as a source, without copying."""
         return self.take(torch.arange(start, stop))
 
+    def joined(self, other: Source) -> Source:
+        """Returns these examples followed by those of `other`.
+
+        Raises:
+            UsageError: They are not parts of one source.
+        """
+        raise UsageError(
+            f"{type(self).__name__} and {type(other).__name__} are no parts of one source; none is joined."
+        )
+
 
 class Subset(Source):
     """Some examples of a source, in an order of their own, without copying them.
 
     Args:
         source: All examples.
-        index: Which of them, int64 `[N]`.
+        index: Which of them, whole numbers `[N]`.
     """
 
     def __init__(self, source: Source, index: Tensor) -> None:
         self.source = source
-        self.index = index
+        # Half the memory: of narrow examples there can be many.
+        self.index = index.to(torch.int32) if len(source) <= torch.iinfo(torch.int32).max else index
         self.event_shape = source.event_shape
         self.support = source.support
         self.log_correction = source.log_correction
@@ -130,7 +141,7 @@ class Subset(Source):
         return len(self.index)
 
     def gather(self, index: Tensor) -> Batch:
-        return self.source.gather(self.index[index.to(self.index.device)])
+        return self.source.gather(self.index[index.to(self.index.device)].long())
 
     def decode(self, raw: Tensor) -> Tensor:
         return self.source.decode(raw)
@@ -138,14 +149,27 @@ class Subset(Source):
     def to(self, device: torch.device) -> Subset:
         return Subset(self.source.to(device), self.index)
 
+    def take(self, index: Tensor) -> Subset:
+        return Subset(self.source, self.index[index])
+
+    def slice(self, start: int, stop: int) -> Subset:
+        return Subset(self.source, self.index[start:stop])
+
+    def joined(self, other: Source) -> Source:
+        if isinstance(other, Subset) and other.source is self.source:
+            return Subset(self.source, torch.cat([self.index, other.index]))
+        return super().joined(other)
+
     @property
     def labels(self) -> Tensor | None:
         labels = self.source.labels
-        return None if labels is None else labels[self.index]
+        return None if labels is None else labels[self.index.long()]
 
     @cached_property
     def fingerprint(self) -> str:
-        return hashlib.sha256(self.source.fingerprint.encode() + self.index.numpy().tobytes()).hexdigest()
+        digest = hashlib.sha256(self.source.fingerprint.encode())
+        digest.update(self.index.numpy().data)
+        return digest.hexdigest()
 
 
 class ArraySource(Source):
@@ -205,7 +229,7 @@ class ArraySource(Source):
         return Batch(self.values.index_select(0, index), labels)
 
     def decode(self, raw: Tensor) -> Tensor:
-        return raw.to(torch.float32).mul_(self.scale) if raw.dtype == torch.uint8 else raw.to(torch.float32)
+        return decoded(raw, self.scale)
 
     def to(self, device: torch.device) -> ArraySource:
         labels = None if self._labels is None else self._labels.to(device)
@@ -220,8 +244,9 @@ class ArraySource(Source):
         """Returns the examples at `index` as a source of their own."""
         return self._with(self.values[index], None if self._labels is None else self._labels[index])
 
-    def joined(self, other: ArraySource) -> ArraySource:
-        """Returns these examples followed by those of `other`."""
+    def joined(self, other: Source) -> Source:
+        if not isinstance(other, ArraySource):
+            return super().joined(other)
         labels = None if self._labels is None or other._labels is None else torch.cat([self._labels, other._labels])
         return self._with(torch.cat([self.values, other.values]), labels)
 
@@ -240,8 +265,20 @@ class ArraySource(Source):
         return source
 
 
-def check_support(values: Tensor, support: Support, name: str) -> None:
-    """Raises `DataError` naming the first offending places when values are not finite or not in `support`."""
+def decoded(raw: Tensor, scale: float) -> Tensor:
+    """Returns stored values as x, float32: uint8 times `scale`, all others as they are."""
+    return raw.to(torch.float32).mul_(scale) if raw.dtype == torch.uint8 else raw.to(torch.float32)
+
+
+def check_support(values: Tensor, support: Support, name: str, *, first: int = 0) -> None:
+    """Raises `DataError` naming the first offending places when values are not finite or not in `support`.
+
+    Args:
+        values: `[N, *event]`.
+        support: What they should be.
+        name: Used in the message.
+        first: The number of the first example.
+    """
     for start in range(0, len(values), 4096):
         chunk = values[start : start + 4096]
         bad = ~torch.isfinite(chunk)
@@ -257,7 +294,7 @@ def check_support(values: Tensor, support: Support, name: str) -> None:
         if bad.any():
             places = bad.nonzero()[:5]
             listed = "; ".join(
-                f"example {start + int(p[0])}, position {tuple(p[1:].tolist())}: {chunk[tuple(p)].item():g}"
+                f"example {first + start + int(p[0])}, position {tuple(p[1:].tolist())}: {chunk[tuple(p)].item():g}"
                 for p in places
             )
             raise DataError(

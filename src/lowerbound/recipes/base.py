@@ -37,6 +37,8 @@ class LikelihoodName(enum.StrEnum):
     NORMAL = "normal"
     POISSON = "poisson"
     NEGATIVE_BINOMIAL = "negative-binomial"
+    DISCRETISED_LOGISTIC = "discretised-logistic"
+    LOGISTIC_MIXTURE = "logistic-mixture"
 
 
 class BinariseName(enum.StrEnum):
@@ -75,7 +77,7 @@ def mlp_vae(
 
 
 def binarised(data: lb.Data, asked: BinariseName = BinariseName.AUTO) -> lb.Data:
-    """Returns the data binarised as asked; auto is dynamic for grey values and none otherwise."""
+    """Returns the data binarised as asked; auto is dynamic for grey values, and none in colour and otherwise."""
     return data.binarised(_way(data, asked))
 
 
@@ -83,7 +85,12 @@ def _way(data: lb.Data, asked: BinariseName) -> lb.Binarise:
     if asked is not BinariseName.AUTO:
         return lb.Binarise(asked.value)
     grey = data.support in (lb.Support.EIGHT_BIT, lb.Support.UNIT_INTERVAL)
-    return lb.Binarise.DYNAMIC if grey else lb.Binarise.NONE
+    # Who has MNIST in mind wants it binary; nobody wants a photograph to be.
+    return lb.Binarise.DYNAMIC if grey and not _in_colour(data) else lb.Binarise.NONE
+
+
+def _in_colour(data: lb.Data) -> bool:
+    return len(data.event_shape) == 3 and data.event_shape[0] == 3
 
 
 def likelihood_head(data: lb.Data, asked: LikelihoodName = LikelihoodName.AUTO) -> type[lb.heads.Likelihood]:
@@ -99,6 +106,10 @@ def likelihood_head(data: lb.Data, asked: LikelihoodName = LikelihoodName.AUTO) 
             return lb.heads.Poisson
         case LikelihoodName.NEGATIVE_BINOMIAL:
             return lb.heads.NegativeBinomial
+        case LikelihoodName.DISCRETISED_LOGISTIC:
+            return lb.heads.DiscretisedLogistic
+        case LikelihoodName.LOGISTIC_MIXTURE:
+            return lb.heads.DiscretisedLogisticMixture
     match data.support:
         case lb.Support.BINARY:
             return lb.heads.Bernoulli
@@ -107,6 +118,8 @@ def likelihood_head(data: lb.Data, asked: LikelihoodName = LikelihoodName.AUTO) 
             return lb.heads.NegativeBinomial
         case lb.Support.REAL:
             return lb.heads.Normal
+        case lb.Support.EIGHT_BIT if _in_colour(data):
+            return lb.heads.DiscretisedLogistic
         case _:
             return lb.heads.ContinuousBernoulli
 

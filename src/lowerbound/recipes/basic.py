@@ -106,9 +106,9 @@ def mlp(
         latent_dim: Components of z.
         width: Units of each hidden layer.
         depth: Hidden layers each way.
-        binarise: none, threshold, dynamic or fixed; auto is dynamic for grey values and none otherwise.
-        likelihood: bernoulli, continuous-bernoulli, normal, poisson or negative-binomial; auto goes by the values that
-            x can take.
+        binarise: none, threshold, dynamic or fixed; auto is dynamic for grey values, and none in colour and otherwise.
+        likelihood: bernoulli, continuous-bernoulli, normal, poisson, negative-binomial, discretised-logistic or
+            logistic-mixture; auto goes by the values that x can take, and is discretised-logistic for 8-bit colour.
         beta: The KL's weight.
         warmup: Epochs over which that weight rises from 0.
         average: Decay of the moving average of the weights; 0 for none.
@@ -146,7 +146,9 @@ def conv(
     batch_size: int = 256,
     lr: float = 2e-3,
 ) -> Run:
-    """A convolutional VAE for pictures of any size.
+    """A convolutional VAE for pictures of any size, grey or colour.
+
+    Pictures in colour are given an 8-bit likelihood, so its bits per dimension are what a coder would pay for them.
 
     Args:
         data: The data set; its examples have the shape (channels, height, width).
@@ -154,9 +156,9 @@ def conv(
         channels: Channels at full size; they double each time the picture is halved.
         levels: How often the picture is halved.
         features: Width of the layer between the smallest picture and z.
-        binarise: none, threshold, dynamic or fixed; auto is dynamic for grey values and none otherwise.
-        likelihood: bernoulli, continuous-bernoulli, normal, poisson or negative-binomial; auto goes by the values that
-            x can take.
+        binarise: none, threshold, dynamic or fixed; auto is dynamic for grey values, and none in colour and otherwise.
+        likelihood: bernoulli, continuous-bernoulli, normal, poisson, negative-binomial, discretised-logistic or
+            logistic-mixture; auto goes by the values that x can take, and is discretised-logistic for 8-bit colour.
         beta: The KL's weight.
         warmup: Epochs over which that weight rises from 0.
         average: Decay of the moving average of the weights; 0 for none.
