@@ -115,6 +115,7 @@ ELSEWHERE = {
     "AutoregressiveCodes": "tests/test_codes.py",
     "Quantised": "tests/test_codes.py",
     "NormalPerClass": "tests/test_conditional.py",
+    "RecurrentText": "tests/test_text.py",
 }
 
 

@@ -13,6 +13,7 @@ from lowerbound.data.open import SPLITS, Data, View, open_data
 from lowerbound.data.order import derive_seed, epoch_order, generator
 from lowerbound.data.reading import Reading
 from lowerbound.data.source import ArraySource, Batch, Source, Support, batches, check_support, mean
+from lowerbound.data.text import Text, Unit
 
 __all__ = [
     "NAMED",
@@ -26,6 +27,8 @@ __all__ = [
     "Reading",
     "Source",
     "Support",
+    "Text",
+    "Unit",
     "View",
     "batches",
     "check_support",

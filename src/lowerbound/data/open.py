@@ -16,9 +16,11 @@ from lowerbound.data.dequantise import Dequantised, fixed_noise
 from lowerbound.data.named import NAMED
 from lowerbound.data.reading import Reading
 from lowerbound.data.source import ArraySource, Source, Support
+from lowerbound.data.text import Text
 from lowerbound.errors import DataError, UsageError, did_you_mean
 
 SPLITS = ("train", "valid", "test")
+_READINGS: dict[str, type[Reading]] = {".npy": Arrays, ".npz": Arrays, ".txt": Text}
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,7 @@ def open_data(
     build the source by hand: `ArraySource(values, support=...)`.
 
     Args:
-        source: A name (`mnist`, `fashion-mnist`, `mnist-5k`, `digits`), or the path of a `.npy` or `.npz` file.
+        source: A name (`mnist`, `fashion-mnist`, `mnist-5k`, `digits`), or the path of a `.npy`, `.npz` or `.txt` file.
         data_dir: A folder in which named data sets are looked for first.
         num_valid: How many of the last training examples are for validation; by default 5,000 of MNIST's 60,000, and
             about a tenth elsewhere.
@@ -209,11 +211,12 @@ def reading_of(source: str) -> Reading:
         DataError: Nothing here reads such files, or there is no such file.
     """
     path = Path(source)
-    if path.suffix not in (".npy", ".npz"):
+    # A file without a suffix is text, as /usr/share/dict/words is.
+    if path.suffix not in _READINGS and (path.suffix or not os.path.isfile(path)):
         raise DataError(
-            f"There is no data source {source!r}: it is neither a known name nor the path of a .npy or .npz file. "
-            f"{did_you_mean(source, NAMED)}"
+            f"There is no data source {source!r}: it is neither a known name nor the path of a .npy, .npz or .txt "
+            f"file. {did_you_mean(source, NAMED)}"
         )
     if not os.path.isfile(path):  # unlike Path.is_file, it raises nothing for a name that is too long
         raise DataError(f"There is no file {source}. Check the path; it is taken from {Path.cwd()}.")
-    return Arrays()
+    return _READINGS.get(path.suffix, Text)()

@@ -36,6 +36,7 @@ from lowerbound.recipes.family import (
 )
 from lowerbound.recipes.labelled import conditional
 from lowerbound.recipes.layered import ladder
+from lowerbound.recipes.text import UnitName, text
 
 _FUNCTIONS = (
     tutorial,
@@ -57,7 +58,8 @@ _FUNCTIONS = (
     ladder,
     vq,
     fsq,
+    text,
 )
 RECIPES: dict[str, Callable[..., Run]] = {f.__name__.replace("_", "-"): f for f in _FUNCTIONS}
 
-__all__ = ["RECIPES", "BinariseName", "LikelihoodName", "Run", *(f.__name__ for f in _FUNCTIONS)]
+__all__ = ["RECIPES", "BinariseName", "LikelihoodName", "Run", "UnitName", *(f.__name__ for f in _FUNCTIONS)]

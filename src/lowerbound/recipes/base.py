@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import lowerbound as lb
+from lowerbound.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,11 @@ def likelihood_head(data: lb.Data, asked: LikelihoodName = LikelihoodName.AUTO) 
             return lb.heads.NegativeBinomial
         case lb.Support.REAL:
             return lb.heads.Normal
+        case lb.Support.TOKENS:
+            raise UsageError(
+                f"{data.name} is text, a row of token numbers a line, and this recipe is for numbers: use the recipe "
+                "text (lowerbound train text)."
+            )
         case _:
             return lb.heads.ContinuousBernoulli
 
