@@ -6,8 +6,9 @@ import csv
 import io
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+from cyclopts import Parameter
 from rich.markup import escape
 
 from lowerbound.cli.show import print_json, print_note, stdout
@@ -32,7 +33,7 @@ def sample(
     n: int = 64,
     label: int | None = None,
     seed: int = 0,
-    draw: bool | None = None,
+    draw: Annotated[bool | None, Parameter(negative="--no-draw")] = None,
     device: str = "auto",
     json: bool = False,
 ) -> None:

@@ -52,9 +52,9 @@ class Unit(enum.StrEnum):
     WORDS = "words"
 
     @property
-    def one(self) -> str:
-        """Its name in the singular."""
-        return self.value.removesuffix("s")
+    def piece(self) -> str:
+        """What is counted: a word leaves out the white space, so of words one counts tokens."""
+        return "token" if self is Unit.WORDS else self.value.removesuffix("s")
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,8 @@ def text(
     most: int | None = None,
     longest: int | None = None,
     latent_dim: int = 16,
-    width: int = 192,
-    read_width: int = 96,
+    width: int = 128,
+    read_width: int = 64,
     embedding: int = 64,
     dropout: float = 0.0,
     free_nats: float = 0.25,
@@ -63,7 +63,7 @@ def text(
     down = lb.nn.TokenEncoder(data.event_shape, reading.num_tokens, read_width, embedding)
     up = lb.nn.MLP((latent_dim,), (width,))
     head = lb.heads.RecurrentText(
-        up.out_shape, data.event_shape, reading.num_tokens, width, embedding, dropout, reading.unit.one
+        up.out_shape, data.event_shape, reading.num_tokens, width, embedding, dropout, reading.unit.piece
     )
     vae = lb.VAE(
         encoder=lb.heads.Conditional(down, lb.heads.DiagonalNormal(down.out_shape, (latent_dim,))),
@@ -82,7 +82,7 @@ def _read_as(data: lb.Data, unit: UnitName, most: int | None, longest: int | Non
             f"support {data.support.value}. Give --data FILE.txt, or another recipe."
         )
     asked = lb.data.Text(
-        unit=opened.unit if unit is UnitName.AUTO else lb.data.Unit(unit.value),
+        unit=opened.unit if unit == UnitName.AUTO else lb.data.Unit(unit),
         most=opened.most if most is None else most,
         longest=opened.longest if longest is None else longest,
     )
