@@ -220,7 +220,7 @@ def test_a_likelihood_that_cannot_be_is_refused(settings):
 def test_numbers_are_no_text_and_text_is_no_number():
     with pytest.raises(UsageError, match="These do: RecurrentText"):
         heads.Bernoulli((2,), (4,)).check(Support.TOKENS)
-    with pytest.raises(UsageError, match="support counts?"):
+    with pytest.raises(UsageError, match="support count"):
         RecurrentText((2,), (4,), 5).check(Support.COUNT)
 
 

@@ -30,7 +30,7 @@ def text(
     read_width: int = 64,
     embedding: int = 64,
     dropout: float = 0.0,
-    free_nats: float = 0.25,
+    free_nats: float = 0.4,
     average: float = 0.99,
     patience: int = 0,
     epochs: int = 10,
