@@ -96,6 +96,18 @@ def test_many_draws_of_z_and_single_ones_agree():
         torch.testing.assert_close(found[k, b], alone[0], rtol=1e-12, atol=1e-12)
 
 
+def test_the_lines_are_taken_a_part_at_a_time_where_no_gradient_is_wanted(monkeypatch):
+    head, rows, features = a_head(), every_row(), some_features(3, 31)
+    expected = head(features.flatten(0, 1), torch.Size([3, 31])).log_prob(rows)
+    monkeypatch.setattr("lowerbound.heads.text._AT_A_TIME", 4 * 18 * 7)
+    seen, whole = [], head.log_prob_of
+    head.log_prob_of = lambda tokens, context: seen.append(len(tokens)) or whole(tokens, context)
+    with torch.no_grad():
+        found = head(features.flatten(0, 1), torch.Size([3, 31])).log_prob(rows)
+    assert seen == [7] * 13 + [2]
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
 def test_places_behind_the_end_change_nothing():
     short, long = a_head(places=4), a_head(places=9)
     long.load_state_dict(short.state_dict())
@@ -324,7 +336,7 @@ def test_the_recipe_reads_the_file_as_it_is_asked_to_and_refuses_what_is_no_text
     assert prepare(RECIPES["text"], own, SMALL).data is own
     with pytest.raises(UsageError, match="learns from lines of text"):
         prepare(RECIPES["text"], lb.open_data("digits"), SMALL)
-    with pytest.raises(UsageError, match="use the recipe text"):
+    with pytest.raises(UsageError, match="Use the recipe text"):
         prepare(RECIPES["mlp"], lb.open_data(path), {"epochs": 1})
 
 

@@ -148,9 +148,9 @@ class Evaluation:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the measurements as a JSON-ready dictionary."""
-        named = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
-        added: dict[str, float] = named.pop("per_piece")
-        return {**named, **added}
+        named = asdict(self)
+        added = named.pop("per_piece")
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in {**named, **added}.items()}
 
 
 class _Means:

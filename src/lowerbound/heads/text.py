@@ -27,8 +27,8 @@ from lowerbound.errors import UsageError
 from lowerbound.heads.likelihoods import Likelihood
 from lowerbound.nn import GRU, Linear, check_sizes, longest, token_counts
 
-# Logits at a time where they are not kept for a gradient: 64 MiB of them.
-_LOGITS = 1 << 24
+# Numbers of a layer at a time where none are kept for a gradient: 64 MiB, whatever the draws, lines and words are.
+_AT_A_TIME = 1 << 24
 
 
 class TokenSequence(Distribution):
@@ -71,7 +71,11 @@ class TokenSequence(Distribution):
         shape = torch.broadcast_shapes(self.batch_shape, value.shape[:-1])
         tokens = value.long().expand(*shape, -1).reshape(-1, value.shape[-1])
         context = self.context.expand(*shape, -1).reshape(-1, self.context.shape[-1])
-        return self.head.log_prob_of(tokens, context).reshape(shape)
+        rows = len(tokens)
+        if not torch.is_grad_enabled():
+            rows = max(1, _AT_A_TIME // (tokens.shape[1] * max(3 * self.head.width, self.head.num_tokens)))
+        parts = zip(tokens.split(rows), context.split(rows), strict=True)
+        return torch.cat([self.head.log_prob_of(*part) for part in parts]).reshape(shape)
 
     def _generated(self, sample_shape: torch.Size, choose: Callable[[Tensor], Tensor]) -> Tensor:
         shape = sample_shape + self.batch_shape
@@ -196,13 +200,8 @@ class RecurrentText(Likelihood):
 
     def _log_probs(self, states: Tensor, tokens: Tensor) -> Tensor:
         """Returns the log-probability of each token: `[N, T, H]` and `[N, T]` to `[N, T]`, at least float32."""
-        flat, targets = states.flatten(0, 1), tokens.flatten()
-        rows = len(flat) if torch.is_grad_enabled() else max(1, _LOGITS // self.num_tokens)
-        parts = [
-            -F.cross_entropy(_wide(self.score(some)), target, reduction="none")
-            for some, target in zip(flat.split(rows), targets.split(rows), strict=True)
-        ]
-        return torch.cat(parts).reshape(tokens.shape)
+        logits = _wide(self.score(states))
+        return -F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none").reshape(tokens.shape)
 
 
 def _wide(logits: Tensor) -> Tensor:

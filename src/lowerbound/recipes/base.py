@@ -110,8 +110,8 @@ def likelihood_head(data: lb.Data, asked: LikelihoodName = LikelihoodName.AUTO) 
             return lb.heads.Normal
         case lb.Support.TOKENS:
             raise UsageError(
-                f"{data.name} is text, a row of token numbers a line, and this recipe is for numbers: use the recipe "
-                "text (lowerbound train text)."
+                f"What this recipe is for means nothing for values with support {data.support.value}, as the lines of "
+                f"{data.name} are. These do: RecurrentText. Use the recipe text (lowerbound train text)."
             )
         case _:
             return lb.heads.ContinuousBernoulli
