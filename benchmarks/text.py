@@ -143,13 +143,16 @@ def main() -> None:
     options = parser.parse_args()
     data = lb.open_data(options.data)
     results = [one(data, seed, options) for seed in options.seeds]
-    record = {
-        "source": {"words": sum(map(len, (data.train, data.valid, data.test))), "test": data.test.fingerprint},
-        "settings": {name: getattr(options, name) for name in ("epochs", "samples", "limit", "seeds")},
+    common = {
+        # No paper has this number (`tests/verification.py` reads which parts have one).
+        "parts": [],
+        "words": sum(map(len, (data.train, data.valid, data.test))),
+        "test_words": data.test.fingerprint,
+        "settings": {name: getattr(options, name) for name in ("epochs", "samples", "limit")},
         "versions": {"lowerbound": lb.__version__, "torch": torch.__version__, "python": platform.python_version()},
         "threads": torch.get_num_threads(),
-        "results": results,
     }
+    record = [common | result for result in results]
     for result in results:
         bits = [result[name]["bits_per_character"] for name in ("vae", "language_model")]
         CONSOLE.print(

@@ -70,7 +70,7 @@ def gru_cell(gru, x, h):
 # the likelihood
 
 
-@pytest.mark.verifies(heads.RecurrentText, against="sum over all values")
+@pytest.mark.verifies(heads.RecurrentText, against="enumeration")
 def test_the_probabilities_of_all_lines_add_up_to_one():
     rows, p = every_row(), a_head()(some_features(5), torch.Size([5]))
     assert len(rows) == 1 + 2 + 4 + 8 + 16
@@ -239,7 +239,6 @@ def test_numbers_are_no_text_and_text_is_no_number():
 # the network
 
 
-@pytest.mark.verifies(nn.TokenEncoder, against="definition")
 def test_the_encoder_reads_each_line_from_both_its_ends():
     torch.manual_seed(0)
     network, rows = TokenEncoder((PLACES,), TOKENS, width=5, embedding=3).double(), every_row()
