@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from command import assert_refused, call, run, succeed
+from parts import POSTERIORS, PRIORS
 
 import lowerbound as lb
 from lowerbound import heads, nn, spec
@@ -323,6 +324,33 @@ def test_every_weight_learns_and_the_evidence_is_that_of_a_sum_over_z(tmp_path):
         torch.manual_seed(0)
         total = lb.log_evidence(vae.eval().double(), rows.double(), 400).log_px.exp().sum().item()
     assert total == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("posterior", "prior", "objective"),
+    [
+        ("iaf", "mixture", lb.objectives.IWAE(3, lb.objectives.DoublyReparameterised())),
+        ("full", "real-nvp", lb.ELBO(num_samples=2)),
+        ("delta", "standard", lb.objectives.WAE(10)),
+    ],
+)
+def test_text_goes_with_other_parts(tmp_path, posterior, prior, objective):
+    data = lb.open_data(str(lines(tmp_path)))
+    tokens, places = data.view.reading.num_tokens, data.event_shape
+    torch.manual_seed(0)
+    down, up = TokenEncoder(places, tokens, 6, 4), nn.MLP((3,), (8,))
+    vae = lb.VAE(
+        heads.Conditional(down, POSTERIORS[posterior](down.out_shape, (3,))),
+        heads.Conditional(up, RecurrentText(up.out_shape, places, tokens, width=8, embedding=4)),
+        PRIORS[prior](3, places),
+    )
+    history = lb.fit(vae, data, objective, lb.Training(epochs=8, batch_size=16, lr=0.02))
+    assert history[-1]["valid_distortion"] < history[0]["valid_distortion"] - 1
+    found = lb.evaluate(vae, data.test, num_samples=10, gap=0)
+    assert found.per_piece.keys() == (
+        set() if posterior == "delta" else {"bits_per_character", "bits_per_character_stderr", "perplexity_bound"}
+    )
+    assert lb.sample(vae, 4, draw=True).shape == (4, *places)
 
 
 def test_the_recipe_reads_the_file_as_it_is_asked_to_and_refuses_what_is_no_text(tmp_path):

@@ -64,5 +64,5 @@ def data(
     stdout.print(table)
     stdout.print(
         "A path works too: .npy or .npz (arrays x, y; or x_train, x_test, y_train, y_test), uint8 for pictures, int32 "
-        "for counts, float for anything else."
+        "for counts, float for anything else; .txt, a line of text an example."
     )
