@@ -457,7 +457,7 @@ def test_new_text_is_read_as_that_of_the_training(trained, tmp_path):
     found = succeed(
         call("evaluate", trained[0], "--data", other, "--split", "train", "--json", "--samples", 5, "--gap", 0)
     ).json
-    assert any(note.startswith("1 of ") and "unknown" in note for note in found["notes"])
+    assert any(note.startswith("1 of the file's ") and "unknown" in note for note in found["notes"])
     other.write_text("ÄÖÜ\nÄÖ\nÜÜÜ")
     assert_refused(call("evaluate", trained[0], "--data", other), 3, str(other), "has none of the")
 

@@ -90,7 +90,7 @@ def test_a_line_of_ten_megabytes_is_cut_and_it_is_said(tmp_path):
     assert lines == ["abc", "de", "f", "x" * 256]
     data = lb.open_data(str(path))
     (note,) = data.test.notes
-    assert note.startswith("1 of 4 lines are longer than 256 characters")
+    assert note.startswith("1 of the file's 4 lines have 256 characters or more")
     assert data.train.notes == data.valid.notes == data.test.notes
 
 
@@ -98,13 +98,13 @@ def test_a_line_as_long_as_a_row_is_cut_and_one_shorter_is_not(tmp_path):
     path = written(tmp_path, "abc\nabcd\nabcde\n")
     reading = Text(longest=4).fitted(path)
     assert reading.rows(["abc", "abcd", "abcde"]).tolist() == [[2, 3, 4, 0], [2, 3, 4, 5], [2, 3, 4, 5]]
-    assert reading.open(path)[0].notes[0].startswith("2 of 3 lines")
+    assert reading.open(path)[0].notes[0].startswith("2 of the file's 3 lines")
 
 
 def test_what_is_not_in_the_vocabulary_is_unknown_and_counted(tmp_path):
     reading = Text().fitted(written(tmp_path, "abc\ncab\nbca\n"))
     _, test = reading.open(written(tmp_path, "abd\nxya\nb\n", "new.txt"))
-    assert test.notes[0].startswith("3 of 7 characters are not in the vocabulary of 3")
+    assert test.notes[0].startswith("3 of the file's 7 characters are not in the vocabulary of 3")
     with pytest.raises(DataError, match="has none of the 3 characters that this run knows, such as 'a', 'b', 'c'"):
         reading.open(written(tmp_path, "xyz\nxy\nz\n", "other.txt"))
 

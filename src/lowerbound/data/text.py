@@ -182,13 +182,13 @@ class Text(Reading):
         said = []
         if cut:
             said.append(
-                f"{cut:,} of {len(rows):,} lines are longer than {self.length} {self.unit.value}, of which they are "
-                "cut: their log p is that of a line beginning so"
+                f"{cut:,} of the file's {len(rows):,} lines have {self.length} {self.unit.value} or more and are cut to "
+                "that many: their log p is that of all lines that begin so"
             )
         if unknown:
             tokens = int((rows != END).sum())
             said.append(
-                f"{unknown:,} of {tokens:,} {self.unit.value} are not in the vocabulary of {len(self.vocabulary):,} "
+                f"{unknown:,} of the file's {tokens:,} {self.unit.value} are not in the vocabulary of {len(self.vocabulary):,} "
                 "and were read as unknown: log p is of the text with these left open"
             )
         return tuple(said)
