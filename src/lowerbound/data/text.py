@@ -178,18 +178,17 @@ class Text(Reading):
         return rows
 
     def _notes(self, rows: np.ndarray) -> tuple[str, ...]:
-        cut, unknown = int((rows[:, -1] != END).sum()), int((rows == UNKNOWN).sum())
-        said = []
-        if cut:
+        units, said = self.unit.value, []
+        if cut := int((rows[:, -1] != END).sum()):
             said.append(
-                f"{cut:,} of the file's {len(rows):,} lines have {self.length} {self.unit.value} or more and are cut to "
-                "that many: their log p is that of all lines that begin so"
+                f"{cut:,} of the file's {len(rows):,} lines have {self.length} {units} or more and are cut to that many: "
+                "their log p is that of all lines that begin so"
             )
-        if unknown:
-            tokens = int((rows != END).sum())
+        if unknown := int((rows == UNKNOWN).sum()):
+            tokens, known = int((rows != END).sum()), len(self.vocabulary)
             said.append(
-                f"{unknown:,} of the file's {tokens:,} {self.unit.value} are not in the vocabulary of {len(self.vocabulary):,} "
-                "and were read as unknown: log p is of the text with these left open"
+                f"{unknown:,} of the file's {tokens:,} {units} are not in the vocabulary of {known:,} and were read as "
+                "unknown: log p is of the text with these left open"
             )
         return tuple(said)
 
