@@ -181,7 +181,7 @@ class Text(Reading):
         units, said = self.unit.value, []
         if cut := int((rows[:, -1] != END).sum()):
             said.append(
-                f"{cut:,} of the file's {len(rows):,} lines have {self.length} {units} or more and are cut to that many: "
+                f"{cut:,} of the file's {len(rows):,} lines have {self.length} {units} or more and are cut to so many: "
                 "their log p is that of all lines that begin so"
             )
         if unknown := int((rows == UNKNOWN).sum()):
