@@ -23,7 +23,7 @@ from lowerbound.heads.likelihoods import (
 )
 from lowerbound.heads.posteriors import Delta, DiagonalNormal, FlowedNormal, FullNormal
 from lowerbound.heads.quantisers import FiniteScalar, Quantiser, VectorQuantised
-from lowerbound.heads.text import RecurrentText, TokenSequence
+from lowerbound.heads.text import RecurrentText
 
 __all__ = [
     "Bernoulli",
@@ -47,6 +47,5 @@ __all__ = [
     "Poisson",
     "Quantiser",
     "RecurrentText",
-    "TokenSequence",
     "VectorQuantised",
 ]
