@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench bench-full bench-likelihood bench-streaming peers verification clean
+.PHONY: demo test lint bench bench-full bench-likelihood bench-streaming bench-text peers verification clean
 
 demo: $(STAMP)
 	$(BIN)/lowerbound train mlp --data mnist-5k --epochs 80 --out runs/demo --overwrite
@@ -49,6 +49,10 @@ bench-streaming: $(STAMP)
 # Hours. One thread, because the weights are then the same, bit for bit, wherever the processor is of the same kind.
 bench-likelihood: $(STAMP)
 	$(QUIET) OMP_NUM_THREADS=1 $(BIN)/python benchmarks/likelihood.py --json docs/results/likelihood.json
+
+# Some minutes. The word list is /usr/share/dict/words (Debian: apt-get install wamerican); DATA=FILE gives another.
+bench-text: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/text.py --json docs/results/text.json $(if $(DATA),--data $(DATA))
 
 # Trainings of your own in runs/ stay.
 clean:

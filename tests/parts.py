@@ -116,6 +116,7 @@ ELSEWHERE = {
     "Quantised": "tests/test_codes.py",
     "InTurn": "tests/test_objectives.py",
     "NormalPerClass": "tests/test_conditional.py",
+    "RecurrentText": "tests/test_text.py",
 }
 
 

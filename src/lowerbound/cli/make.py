@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+from cyclopts import Parameter
 from rich.markup import escape
 
 from lowerbound.cli.show import print_json, print_note, stdout
@@ -15,10 +17,14 @@ from lowerbound.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from lowerbound.data import Reading
     from lowerbound.model import VAE
 
 # Rows of a table that are numbers of Python at once: they take much more memory than tensors do.
 _ROWS = 1000
+_PICTURES = (".png", ".npz", ".txt")
+# Lines of text that are printed besides being written.
+_SHOWN = 10
 
 
 def sample(
@@ -29,7 +35,7 @@ def sample(
     n: int = 64,
     label: int | None = None,
     seed: int = 0,
-    draw: bool = False,
+    draw: Annotated[bool | None, Parameter(negative="--no-draw")] = None,
     device: str = "auto",
     json: bool = False,
 ) -> None:
@@ -42,7 +48,8 @@ def sample(
     run
         The run folder.
     out
-        A .png grid, or .npz with the array x (and label, of a conditional model).
+        A .png grid, or .npz with the array x (and label, of a conditional model); of text,
+        a .txt with a line each.
     n
         How many.
     label
@@ -51,24 +58,25 @@ def sample(
     seed
         Seeds the draws.
     draw
-        Draw x from p(x|z) instead of showing its mean.
+        Draw x from p(x|z) instead of showing its mean; text is drawn unless told
+        otherwise (--no-draw).
     device
         auto, cpu, cuda or mps.
     json
         Print one JSON document.
     """
-    _check_suffix(out, (".png", ".npz"))
+    _check_suffix(out, _PICTURES)
     from lowerbound import figures, tasks
 
-    vae = _model(run, device)
+    vae, reading = _model(run, device)
     labels = tasks.labels_to_sample(vae, n, label)
-    x = tasks.sample(vae, n, label=labels, seed=seed, draw=draw)
+    x = tasks.sample(vae, n, label=labels, seed=seed, draw=_is_text(vae) if draw is None else draw)
     if _kind(out) == ".png" and labels is not None and label is None:
         rows, columns = figures.in_rows([x[labels == k] for k in vae.classes[:n]])
         figures.save_grid(rows, out, columns)
     else:
-        _write_pictures(out, {"x": x} if labels is None else {"x": x, "label": labels})
-    _report(out, n, "samples", json)
+        _write_examples(out, {"x": x} if labels is None else {"x": x, "label": labels}, reading)
+    _report(out, n, "samples", json, reading, x)
 
 
 def reconstruct(
@@ -94,7 +102,8 @@ def reconstruct(
     run
         The run folder.
     out
-        A .png with the originals above their reconstructions, or .npz with the arrays x and reconstruction.
+        A .png with the originals above their reconstructions, or .npz with the arrays x
+        and reconstruction; of text, a .txt with the two of each in turn.
     data
         Another source than the run's own.
     split
@@ -112,7 +121,7 @@ def reconstruct(
     json
         Print one JSON document.
     """
-    _check_suffix(out, (".png", ".npz"))
+    _check_suffix(out, _PICTURES)
     import torch
 
     from lowerbound import figures, tasks
@@ -132,8 +141,8 @@ def reconstruct(
         padded, columns = figures.in_rows(rows)
         figures.save_grid(padded, out, columns)
     else:
-        _write_pictures(out, {"x": x, "reconstruction": made})
-    _report(out, len(x), "reconstructions", json)
+        _write_examples(out, {"x": x, "reconstruction": made}, saved.data.view.reading)
+    _report(out, len(x), "reconstructions", json, saved.data.view.reading, x, made)
 
 
 def encode(
@@ -186,7 +195,7 @@ def encode(
     if _kind(out) == ".csv":
         _write_table(out, encoded)
     else:
-        _write_pictures(out, encoded)
+        _write_arrays(out, encoded)
     _report(out, len(encoded["loc"]), "codes", json)
 
 
@@ -214,7 +223,7 @@ def interpolate(
     run
         The run folder.
     out
-        A .png strip, or .npz with the array x.
+        A .png strip, or .npz with the array x; of text, a .txt with a line each.
     from_
         The first example's place in the split.
     to
@@ -235,7 +244,7 @@ def interpolate(
     json
         Print one JSON document.
     """
-    _check_suffix(out, (".png", ".npz"))
+    _check_suffix(out, _PICTURES)
     import torch
 
     from lowerbound import figures, tasks
@@ -256,8 +265,8 @@ def interpolate(
     if _kind(out) == ".png":
         figures.save_grid(made, out, columns=len(made))
     else:
-        _write_pictures(out, {"x": made})
-    _report(out, steps, "steps", json)
+        _write_examples(out, {"x": made}, saved.data.view.reading)
+    _report(out, steps, "steps", json, saved.data.view.reading, made)
 
 
 def _along(vae: VAE, ends: Tensor | None, asked: int | None) -> int | None:
@@ -269,11 +278,21 @@ def _along(vae: VAE, ends: Tensor | None, asked: int | None) -> int | None:
     return first
 
 
-def _model(run: Path, device: str) -> VAE:
-    from lowerbound.checkpoint import load
+def _model(run: Path, device: str) -> tuple[VAE, Reading | None]:
+    """Returns a run's model, and how the file was read that it learned from."""
+    from lowerbound.checkpoint import RunFolder
+    from lowerbound.experiment import view_of
     from lowerbound.training import resolve_device
 
-    return load(run).to(resolve_device(device))
+    saved = RunFolder(run).read()
+    return saved.vae.to(resolve_device(device)), view_of(saved.record).reading
+
+
+def _is_text(vae: VAE) -> bool:
+    """Whether what stands for a mean of p(x|z) is but its likeliest x, and no sample of anything."""
+    from lowerbound.data import Support
+
+    return Support.TOKENS in vae.likelihood.exact
 
 
 def _kind(path: Path) -> str:
@@ -286,14 +305,37 @@ def _check_suffix(path: Path, known: tuple[str, ...]) -> None:
         raise UsageError(f"--out should end in {' or '.join(known)}; got {path}.")
 
 
-def _write_pictures(path: Path, arrays: dict[str, Tensor]) -> None:
-    from lowerbound import figures
-    from lowerbound.checkpoint import writing
+def _write_examples(path: Path, arrays: dict[str, Tensor], reading: Reading | None) -> None:
+    """Writes examples in the way that the suffix says: of several arrays, an example of each in turn."""
+    if _kind(path) == ".npz":
+        _write_arrays(path, arrays)
+    elif _kind(path) == ".png":
+        from lowerbound import figures
 
-    if _kind(path) == ".png":
         figures.save_grid(arrays["x"], path)
-        return
+    elif reading is None or _kind(path) not in reading.exports:
+        raise UsageError(
+            f"The model of this run does not make what is written as {_kind(path)}; use --out FILE.npz, which holds "
+            "any x."
+        )
+    else:
+        import torch
+
+        from lowerbound.checkpoint import disk_errors
+
+        with disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            x = [array for name, array in arrays.items() if name != "label"]
+            # Whole or not at all; the suffix stays, because it says what is to be written.
+            temporary = path.with_name(f".{os.getpid()}.{path.name}")
+            reading.write(torch.stack(x, 1).flatten(0, 1), temporary)
+            temporary.replace(path)
+
+
+def _write_arrays(path: Path, arrays: dict[str, Tensor]) -> None:
     import numpy as np
+
+    from lowerbound.checkpoint import writing
 
     named: dict[str, Any] = {name: value.numpy() for name, value in arrays.items()}
     with writing(path) as file:
@@ -318,8 +360,11 @@ def _write_table(path: Path, encoded: dict[str, Tensor]) -> None:
         text.detach()  # or it would close the file, which is not on the disk yet
 
 
-def _report(path: Path, count: int, what: str, json: bool) -> None:
+def _report(path: Path, count: int, what: str, json: bool, reading: Reading | None = None, *examples: Tensor) -> None:
     if json:
         print_json({"out": str(path), "n": count})
-    else:
-        stdout.print(f"Wrote {count:,} {what} to {escape(str(path))}", soft_wrap=True)
+        return
+    if reading is not None:
+        for line in zip(*(reading.lines(x[:_SHOWN]) for x in examples), strict=True):
+            stdout.print(escape("  " + " → ".join(line)), soft_wrap=True)
+    stdout.print(f"Wrote {count:,} {what} to {escape(str(path))}", soft_wrap=True)

@@ -186,6 +186,11 @@ def _evidence_rows(result: Evaluation) -> list[tuple[str, str, str]]:
         rows.append(("  over the draws", f"± {result.log_px_mc_stderr:.3f}", "its error for these very examples"))
     if result.bits_per_dim is not None:
         rows.append(("bits/dim", f"{result.bits_per_dim:.4f}", f"{log_px} per dimension of x"))
+    if result.per_piece:
+        (name, bits), (_, stderr), (_, perplexity) = result.per_piece.items()
+        piece = name.removeprefix("bits_per_")
+        rows.append((f"bits/{piece}", _number(bits, stderr), f"{log_px} per {piece} or end of line"))
+        rows.append(("perplexity", f"{perplexity:.3f}", "2 to that; that of p(x) is at most this"))
     if result.ess_median is not None:
         rows.append(("effective draws", f"{result.ess_median:.1f}", f"of {result.num_samples:,}, the median example's"))
     if result.khat_bad is not None:

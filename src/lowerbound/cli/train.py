@@ -98,7 +98,7 @@ _COMMON: dict[str, tuple[Any, Any, str]] = {
     "data": (
         str,
         inspect.Parameter.empty,
-        "A name (lowerbound data), or a .npy, a .npz, or a folder of pictures.",
+        "A name (lowerbound data), or a path: .npy, .npz, .txt, or a folder of pictures.",
     ),
     "out": (Path, inspect.Parameter.empty, "The run folder; never overwritten without being asked."),
     "minutes": (float | None, None, "Train for so long instead of, or at most besides, --epochs."),

@@ -15,6 +15,7 @@ from lowerbound.data.pictures import Pictures
 from lowerbound.data.reading import Reading, Report
 from lowerbound.data.source import ArraySource, Batch, Source, Support, batches, check_support, mean
 from lowerbound.data.stored import Rows, StoredSource, rows_of
+from lowerbound.data.text import Text, Unit
 
 __all__ = [
     "NAMED",
@@ -32,6 +33,8 @@ __all__ = [
     "Source",
     "StoredSource",
     "Support",
+    "Text",
+    "Unit",
     "View",
     "batches",
     "check_support",

@@ -19,9 +19,11 @@ from lowerbound.data.named import NAMED
 from lowerbound.data.pictures import Pictures
 from lowerbound.data.reading import Reading, Report
 from lowerbound.data.source import Source, Support
+from lowerbound.data.text import Text
 from lowerbound.errors import DataError, UsageError, did_you_mean
 
 SPLITS = ("train", "valid", "test")
+_READINGS: dict[str, type[Reading]] = {".npy": Arrays, ".npz": Arrays, ".txt": Text}
 
 
 @dataclass(frozen=True)
@@ -180,8 +182,8 @@ def open_data(
     build the source by hand: `ArraySource(values, support=...)`.
 
     Args:
-        source: A name (`mnist`, `fashion-mnist`, `mnist-5k`, `digits`), or the path of a `.npy` or `.npz` file or of a
-            folder of pictures.
+        source: A name (`mnist`, `fashion-mnist`, `mnist-5k`, `digits`), or the path of a `.npy`, `.npz` or `.txt` file
+            or of a folder of pictures.
         data_dir: A folder in which named data sets are looked for first.
         num_valid: How many of the last training examples are for validation; by default 5,000 of MNIST's 60,000, and
             about a tenth elsewhere.
@@ -229,11 +231,12 @@ def reading_of(source: str) -> Reading:
     path = Path(source)
     if os.path.isdir(source):  # unlike Path.is_dir, it raises nothing for a name that is too long, and "" is none
         return Pictures()
-    if path.suffix not in (".npy", ".npz"):
+    # A file without a suffix is text, as /usr/share/dict/words is.
+    if path.suffix not in _READINGS and (path.suffix or not os.path.isfile(path)):
         raise DataError(
-            f"There is no data source {source!r}: it is neither a known name nor the path of a .npy or .npz file or of "
-            f"a folder of pictures. {did_you_mean(source, NAMED)}"
+            f"There is no data source {source!r}: it is neither a known name nor the path of a .npy, .npz or .txt file "
+            f"or of a folder of pictures. {did_you_mean(source, NAMED)}"
         )
     if not os.path.isfile(path):
         raise DataError(f"There is no file {source}. Check the path; it is taken from {Path.cwd()}.")
-    return Arrays()
+    return _READINGS.get(path.suffix, Text)()

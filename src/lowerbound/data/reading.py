@@ -72,6 +72,10 @@ class Reading(ABC):
             DataError: The file cannot be had or read, or does not mean what this reading was fitted to.
         """
 
+    def lines(self, x: Tensor) -> list[str]:
+        """Returns examples, `[N, *event]`, as people read them, a line each; nothing where there is no such thing."""
+        return []
+
     def write(self, x: Tensor, path: Path) -> None:
         """Writes examples, `[N, *event]`, as a file of this kind.
 

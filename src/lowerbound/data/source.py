@@ -10,7 +10,8 @@ The support says which values x can take, and with it which likelihoods mean som
 * `EIGHT_BIT` {0, 1/255, ..., 1},
 * `UNIT_INTERVAL` [0, 1],
 * `COUNT` {0, 1, 2, ...},
-* `REAL`.
+* `REAL`,
+* `TOKENS` {0, 1, 2, ...}: numbers of symbols, of which none is more than another; 0 ends a sequence.
 """
 
 from __future__ import annotations
@@ -36,6 +37,11 @@ class Support(enum.StrEnum):
     UNIT_INTERVAL = "unit-interval"
     COUNT = "count"
     REAL = "real"
+    TOKENS = "tokens"
+
+
+# Whole numbers from 0 on.
+_WHOLE = {Support.COUNT: "counts", Support.TOKENS: "token numbers"}
 
 
 @dataclass(frozen=True)
@@ -66,11 +72,13 @@ class Source(ABC):
         support: The values that x can take.
         log_correction: What must be added to a log-density of x, in nats per example, to bound the log-probability of
             the levels that x was made from (`lowerbound.data.dequantise`); 0 where x are the data themselves.
+        notes: What a reader of numbers measured on these examples must know, in words.
     """
 
     event_shape: tuple[int, ...]
     support: Support
     log_correction: float = 0.0
+    notes: tuple[str, ...] = ()
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -136,6 +144,7 @@ class Subset(Source):
         self.event_shape = source.event_shape
         self.support = source.support
         self.log_correction = source.log_correction
+        self.notes = source.notes
 
     def __len__(self) -> int:
         return len(self.index)
@@ -213,8 +222,10 @@ class ArraySource(Source):
         self._labels = labels
         if values.dtype != torch.uint8:
             check_support(values, support, name)
-        elif support is Support.COUNT and scale != 1:
-            raise DataError(f"{name} should be counts, but multiplied by {scale:g} they are none; give scale=1.")
+        elif support in _WHOLE and scale != 1:
+            raise DataError(
+                f"{name} should be {_WHOLE[support]}, but multiplied by {scale:g} they are none; give scale=1."
+            )
 
     def __len__(self) -> int:
         return self.values.shape[0]
@@ -284,7 +295,7 @@ def check_support(values: Tensor, support: Support, name: str, *, first: int = 0
         bad = ~torch.isfinite(chunk)
         if support is Support.BINARY:
             bad |= (chunk != 0) & (chunk != 1)
-        elif support is Support.COUNT:
+        elif support in _WHOLE:
             bad |= (chunk < 0) | (chunk != chunk.round())
         elif support is not Support.REAL:
             bad |= (chunk < 0) | (chunk > 1)

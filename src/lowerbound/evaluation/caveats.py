@@ -16,7 +16,7 @@ def caveats(vae: VAE, source: Source) -> list[str]:
     """Returns what follows from the parts of the model and the kind of the data."""
     likelihood, support = vae.likelihood, source.support
     said = [text for text in (likelihood.relaxed.get(support), likelihood.caveats.get(support)) if text]
-    said += vae.notes()
+    said += [*source.notes, *vae.notes()]
     if vae.has_density and source.log_correction and support in likelihood.exact:
         said.append(
             "x are 8-bit levels dequantised by uniform noise: the bound and log p(x) are of the density of x; for the "

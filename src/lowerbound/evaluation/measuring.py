@@ -180,7 +180,10 @@ def _collect(
     for batch in batches(source, order, _BATCH, device):
         done = sum(len(part) for part in measured.get("distortion", []))
         seed_everything(derive_seed(plan.seed, 3, done), device)
-        for name, value in measure(vae.given(batch.label), batch.x, plan.num_samples, plan.ks).items():
+        found = measure(vae.given(batch.label), batch.x, plan.num_samples, plan.ks)
+        if (pieces := vae.likelihood.pieces(batch.x)) is not None:
+            found["pieces"] = pieces[1].double()
+        for name, value in found.items():
             measured.setdefault(name, []).append(value.cpu())
         tick(len(batch))
     return {name: torch.cat(parts) for name, parts in measured.items()}

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lowerbound.data import Source
@@ -53,7 +54,8 @@ class Evaluation:
         num_samples: K.
         n: Examples measured.
         bits_per_dim: -log_px / (dimensions of x * log 2), where the likelihood is one; of dequantised data that of
-            their levels, so -(log_px + the source's log_correction) / (dimensions of x * log 2).
+            their levels, so -(log_px + the source's log_correction) / (dimensions of x * log 2). None of what is made
+            of pieces, such as text.
         ess_median: The median over examples of the effective sample size of the K weights; None of discrete codes.
         khat_bad: The fraction of examples whose k-hat is above 0.7; None if K is too small to tell, and of discrete
             codes.
@@ -90,6 +92,7 @@ class Evaluation:
         codes_used: How many of them are used.
         perplexity: exp of the entropy of how often each is (`lowerbound.metrics.codebook_usage`).
         units: "nats".
+        per_piece: What a kind of data adds, where it is made of pieces (`per_piece`); in JSON beside the others.
     """
 
     elbo: float | None
@@ -141,10 +144,13 @@ class Evaluation:
     codes_used: int | None
     perplexity: float | None
     units: str = "nats"
+    per_piece: Mapping[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Returns the measurements as a JSON-ready dictionary."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        named = asdict(self)
+        added = named.pop("per_piece")
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in {**named, **added}.items()}
 
 
 class _Means:
@@ -223,7 +229,7 @@ def summary(
         n=len(measured["distortion"]),
         bits_per_dim=(
             None
-            if log_px is None or not is_likelihood
+            if log_px is None or not is_likelihood or "pieces" in measured
             else bits_per_dim(log_px + source.log_correction, vae.event_shape)
         ),
         ess_median=measured["ess"].median().item() if "ess" in measured else None,
@@ -260,7 +266,39 @@ def summary(
         num_codes=None if usage is None else usage.num_codes,
         codes_used=None if usage is None else usage.used,
         perplexity=None if usage is None else usage.perplexity,
+        per_piece=_per_piece(vae, source, measured) if is_likelihood else {},
     )
+
+
+def _per_piece(vae: VAE, source: Source, measured: Mapping[str, Tensor]) -> dict[str, float]:
+    pieces = vae.likelihood.pieces(source.examples(torch.arange(1)).x)
+    if pieces is None or "log_px" not in measured:
+        return {}
+    return per_piece(pieces[0], measured["log_px"], measured["pieces"])
+
+
+def per_piece(name: str, log_px: Tensor, counts: Tensor) -> dict[str, float]:
+    """Shares log p(x) out to the pieces that the examples are made of.
+
+    Args:
+        name: What a piece is: a character, say.
+        log_px: log p(x) of each example, nats, `[n]`; a lower bound on it gives upper bounds here.
+        counts: How many pieces each example has, the end of a line among them, `[n]`.
+
+    Returns:
+        `bits_per_NAME`, over all pieces of all examples together; its standard error over the examples, that of a ratio
+        by the delta method; and `perplexity_bound`, 2 to that number: among how many equally likely ones the next piece
+        would be as hard to tell.
+
+    Example:
+        >>> found = per_piece("character", torch.tensor([-4.0, -2.0]).double() * math.log(2), torch.tensor([3, 1]))
+        >>> found["bits_per_character"], round(found["perplexity_bound"], 4)
+        (1.5, 2.8284)
+    """
+    bits, counts = -log_px.double() / math.log(2), counts.double()
+    mean = (bits.sum() / counts.sum()).item()
+    spread = (bits - mean * counts).std().item() / (math.sqrt(len(bits)) * counts.mean().item())
+    return {f"bits_per_{name}": mean, f"bits_per_{name}_stderr": spread, "perplexity_bound": 2**mean}
 
 
 def _sweep(measured: Mapping[str, Tensor], ks: tuple[int, ...]) -> tuple[SweepPoint, ...] | None:

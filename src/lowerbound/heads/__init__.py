@@ -23,6 +23,7 @@ from lowerbound.heads.likelihoods import (
 )
 from lowerbound.heads.posteriors import Delta, DiagonalNormal, FlowedNormal, FullNormal
 from lowerbound.heads.quantisers import FiniteScalar, Quantiser, VectorQuantised
+from lowerbound.heads.text import RecurrentText
 
 __all__ = [
     "Bernoulli",
@@ -45,5 +46,6 @@ __all__ = [
     "NormalPerDimension",
     "Poisson",
     "Quantiser",
+    "RecurrentText",
     "VectorQuantised",
 ]

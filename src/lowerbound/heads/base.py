@@ -44,11 +44,14 @@ class Head(nn.Module, ABC):
         self.in_shape = tuple(in_shape)
         self.event_shape = tuple(event_shape)
         self.on_picture = len(in_shape) == 3 and len(event_shape) == 3 and in_shape[1:] == event_shape[1:]
+        self.project = self._affine()
+
+    def _affine(self) -> nn.Module:
+        """Returns the affine map of the features; a head whose parameters do not lie on the event has another."""
         if self.on_picture:
             # Features that lie on the picture: the same affine map at every pixel.
-            self.project: nn.Module = nn.Conv2d(in_shape[0], self.num_parameters * event_shape[0], 1)
-        else:
-            self.project = Linear(math.prod(in_shape), self.num_parameters * math.prod(event_shape))
+            return nn.Conv2d(self.in_shape[0], self.num_parameters * self.event_shape[0], 1)
+        return Linear(math.prod(self.in_shape), self.num_parameters * math.prod(self.event_shape))
 
     def parameters_of(self, features: Tensor, batch: torch.Size) -> tuple[Tensor, ...]:
         """Returns `num_parameters` tensors of shape `[*batch, *event]`, at least float32."""

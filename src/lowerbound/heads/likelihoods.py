@@ -54,6 +54,13 @@ class Likelihood(Head):
     caveats: Mapping[Support, str] = {}
     relaxed: Mapping[Support, str] = {}
 
+    def pieces(self, x: Tensor) -> tuple[str, Tensor] | None:
+        """Returns what log p(x) is shared out to beside the dimensions of x: its name, and how many, `[B]`, of each x.
+
+        None where the dimensions are all there is. Text of any length has its characters.
+        """
+        return None
+
     @abstractmethod
     def natural_mean(self, mean: Tensor) -> Tensor:
         """Returns what the head's first parameters must be for p(x|z) to have that mean.

@@ -12,11 +12,12 @@ from lowerbound.nn.base import Network, check_picture, check_sizes, halvings
 from lowerbound.nn.linear import Linear, linear
 from lowerbound.nn.mlp import MLP, BottomUp, ResidualMLP, beside
 from lowerbound.nn.pictures import ConvBlock, ConvDown, ConvFromGrid, ConvToGrid, ConvUp
-from lowerbound.nn.sequences import CausalLayer, CausalTransformer
+from lowerbound.nn.sequences import GRU, CausalLayer, CausalTransformer, TokenEncoder, longest, token_counts
 
 __all__ = [
     "ELU",
     "GELU",
+    "GRU",
     "MLP",
     "BottomUp",
     "CausalLayer",
@@ -34,9 +35,12 @@ __all__ = [
     "ResidualMLP",
     "SiLU",
     "Tanh",
+    "TokenEncoder",
     "beside",
     "check_picture",
     "check_sizes",
     "halvings",
     "linear",
+    "longest",
+    "token_counts",
 ]

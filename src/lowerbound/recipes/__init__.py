@@ -36,6 +36,7 @@ from lowerbound.recipes.family import (
 )
 from lowerbound.recipes.labelled import conditional
 from lowerbound.recipes.layered import ladder
+from lowerbound.recipes.text import UnitName, text
 from lowerbound.recipes.timed import fast, nll_10
 
 _FUNCTIONS = (
@@ -58,9 +59,10 @@ _FUNCTIONS = (
     ladder,
     vq,
     fsq,
+    text,
     fast,
     nll_10,
 )
 RECIPES: dict[str, Callable[..., Run]] = {f.__name__.replace("_", "-"): f for f in _FUNCTIONS}
 
-__all__ = ["RECIPES", "BinariseName", "LikelihoodName", "Run", *(f.__name__ for f in _FUNCTIONS)]
+__all__ = ["RECIPES", "BinariseName", "LikelihoodName", "Run", "UnitName", *(f.__name__ for f in _FUNCTIONS)]

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import lowerbound as lb
+from lowerbound.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,11 @@ def likelihood_head(data: lb.Data, asked: LikelihoodName = LikelihoodName.AUTO) 
             return lb.heads.Normal
         case lb.Support.EIGHT_BIT if _in_colour(data):
             return lb.heads.DiscretisedLogistic
+        case lb.Support.TOKENS:
+            raise UsageError(
+                f"What this recipe is for means nothing for values with support {data.support.value}, as the lines of "
+                f"{data.name} are. These do: RecurrentText. Use the recipe text (lowerbound train text)."
+            )
         case _:
             return lb.heads.ContinuousBernoulli
 
