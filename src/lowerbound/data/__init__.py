@@ -12,7 +12,7 @@ from lowerbound.data.named import NAMED
 from lowerbound.data.open import SPLITS, Data, View, open_data
 from lowerbound.data.order import derive_seed, epoch_order, generator
 from lowerbound.data.reading import Reading
-from lowerbound.data.source import ArraySource, Batch, Source, Support, batches, check_support, mean
+from lowerbound.data.source import ArraySource, Batch, Factors, Source, Support, batches, check_support, mean
 
 __all__ = [
     "NAMED",
@@ -23,6 +23,7 @@ __all__ = [
     "Binarise",
     "Data",
     "Dequantised",
+    "Factors",
     "Reading",
     "Source",
     "Support",

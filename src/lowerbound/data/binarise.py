@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from lowerbound.data.order import generator
-from lowerbound.data.source import ArraySource, Batch, Source, Support
+from lowerbound.data.source import ArraySource, Batch, Factors, Source, Support
 from lowerbound.errors import UsageError
 
 
@@ -74,6 +74,10 @@ class Thresholded(Source):
         return self.grey.labels
 
     @property
+    def factors(self) -> Factors | None:
+        return self.grey.factors
+
+    @property
     def fingerprint(self) -> str:
         return f"threshold:{self.grey.fingerprint}"
 
@@ -101,6 +105,10 @@ class DynamicallyBinarised(Source):
     @property
     def labels(self) -> Tensor | None:
         return self.grey.labels
+
+    @property
+    def factors(self) -> Factors | None:
+        return self.grey.factors
 
     @property
     def fingerprint(self) -> str:
@@ -138,4 +146,4 @@ def fixed_draw(source: Source, seed: int, chunk: int = 1000) -> ArraySource:
         uniform = torch.rand(grey.shape, generator=generator(seed, start // chunk))
         drawn.append((uniform < grey).to(torch.uint8))
     values = torch.cat(drawn) if drawn else torch.zeros((0, *source.event_shape), dtype=torch.uint8)
-    return ArraySource(values, source.labels, support=Support.BINARY, scale=1.0)
+    return ArraySource(values, source.labels, support=Support.BINARY, scale=1.0, factors=source.factors)

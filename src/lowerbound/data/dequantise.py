@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from lowerbound.data.order import generator
-from lowerbound.data.source import ArraySource, Batch, Source, Support
+from lowerbound.data.source import ArraySource, Batch, Factors, Source, Support
 from lowerbound.errors import UsageError
 
 _LEVELS = 256
@@ -69,6 +69,10 @@ class Dequantised(Source):
         return self.levels.labels
 
     @property
+    def factors(self) -> Factors | None:
+        return self.levels.factors
+
+    @property
     def fingerprint(self) -> str:
         return f"dequantised:{self.levels.fingerprint}"
 
@@ -104,7 +108,10 @@ def fixed_noise(source: Source, seed: int, chunk: int = 1000) -> ArraySource:
         x = source.examples(torch.arange(start, min(start + chunk, len(source)))).x.cpu()
         drawn.append(_spread(x, torch.rand(x.shape, generator=generator(seed, start // chunk))))
     labels = None if source.labels is None else source.labels.cpu()
-    return ArraySource(torch.cat(drawn), labels, support=Support.UNIT_INTERVAL, log_correction=correction)
+    factors = None if source.factors is None else source.factors.to(torch.device("cpu"))
+    return ArraySource(
+        torch.cat(drawn), labels, support=Support.UNIT_INTERVAL, log_correction=correction, factors=factors
+    )
 
 
 def _spread(x: Tensor, uniform: Tensor) -> Tensor:
