@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench bench-full bench-likelihood peers verification clean
+.PHONY: demo test lint bench bench-full bench-likelihood bench-camera peers verification clean
 
 demo: $(STAMP)
 	$(BIN)/lowerbound train mlp --data mnist-5k --epochs 80 --out runs/demo --overwrite
@@ -42,6 +42,10 @@ verification: $(STAMP)
 # Hours. One thread, because the weights are then the same, bit for bit, wherever the processor is of the same kind.
 bench-likelihood: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/likelihood.py --json docs/results/likelihood.json
+
+# Half an hour: ten trainings with factors told, ten each with none.
+bench-camera: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/camera.py --json docs/results/camera.json
 
 # Trainings of your own in runs/ stay.
 clean:

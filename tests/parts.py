@@ -114,6 +114,7 @@ ELSEWHERE = {
     "FiniteScalar": "tests/test_codes.py",
     "AutoregressiveCodes": "tests/test_codes.py",
     "Quantised": "tests/test_codes.py",
+    "WithFactors": "tests/test_supervised.py",
     "NormalPerClass": "tests/test_conditional.py",
 }
 

@@ -13,6 +13,7 @@ from lowerbound.data.open import SPLITS, Data, View, open_data
 from lowerbound.data.order import derive_seed, epoch_order, generator
 from lowerbound.data.reading import Reading
 from lowerbound.data.source import ArraySource, Batch, Factors, Source, Support, batches, check_support, mean
+from lowerbound.data.told import PartlyTold, partly_told
 
 __all__ = [
     "NAMED",
@@ -24,6 +25,7 @@ __all__ = [
     "Data",
     "Dequantised",
     "Factors",
+    "PartlyTold",
     "Reading",
     "Source",
     "Support",
@@ -35,4 +37,5 @@ __all__ = [
     "generator",
     "mean",
     "open_data",
+    "partly_told",
 ]

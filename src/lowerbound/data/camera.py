@@ -116,7 +116,8 @@ def log_likelihood(x: Tensor, picture: Tensor) -> Tensor:
     flip = lower > 0
     upper, lower = torch.where(flip, -lower, upper), torch.where(flip, -upper, lower)
     log_upper, log_lower = torch.special.log_ndtr(upper), torch.special.log_ndtr(lower)
-    return (log_upper + torch.log1p(-(log_lower - log_upper).exp())).sum((-3, -2, -1))
+    each: Tensor = log_upper + torch.log1p(-(log_lower - log_upper).exp())
+    return each.sum((-3, -2, -1))
 
 
 def load_camera(data_dir: Path | None = None) -> tuple[ArraySource, ArraySource]:

@@ -27,6 +27,9 @@ from torch import Tensor
 
 from lowerbound.errors import DataError, UsageError
 
+# Which examples: by index, or a run of them.
+_Rows = Tensor | slice
+
 
 class Support(enum.StrEnum):
     """The values that x can take."""
@@ -52,7 +55,7 @@ class Factors:
     values: Tensor
     discrete: tuple[bool, ...]
 
-    def __getitem__(self, index: Tensor | slice) -> Factors:
+    def __getitem__(self, index: _Rows) -> Factors:
         return replace(self, values=self.values[index])
 
     def to(self, device: torch.device) -> Factors:
@@ -277,7 +280,7 @@ class ArraySource(Source):
             digest.update(chunk.cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
-    def _rows(self, rows: Tensor | slice) -> ArraySource:
+    def _rows(self, rows: _Rows) -> ArraySource:
         labels = None if self._labels is None else self._labels[rows]
         return self._with(self.values[rows], labels, None if self._factors is None else self._factors[rows])
 

@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from lowerbound.data import Source
+from lowerbound.disentanglement import Disentanglement
 from lowerbound.evaluation.caveats import caveats, ceiling, codes, left_out, trust
 from lowerbound.evaluation.measuring import Plan
 from lowerbound.evidence import KHAT_LIMIT
@@ -89,6 +90,7 @@ class Evaluation:
         num_codes: Of discrete codes, how many there are; None where z is of real numbers.
         codes_used: How many of them are used.
         perplexity: exp of the entropy of how often each is (`lowerbound.metrics.codebook_usage`).
+        recovered: How well the components of z recover the true factors of the data, where those are known.
         units: "nats".
     """
 
@@ -140,11 +142,14 @@ class Evaluation:
     num_codes: int | None
     codes_used: int | None
     perplexity: float | None
+    recovered: Disentanglement | None = None
     units: str = "nats"
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the measurements as a JSON-ready dictionary."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        """Returns the measurements as a JSON-ready dictionary; how factors are recovered stands among the others."""
+        told = asdict(self)
+        told |= told.pop("recovered") or {}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in told.items()}
 
 
 class _Means:
@@ -188,6 +193,7 @@ def summary(
     plan: Plan,
     objective: Objective | None,
     notes: tuple[str, ...],
+    recovered: Disentanglement | None = None,
 ) -> Evaluation:
     """Makes an evaluation of what `measure_all` gave."""
     of = _Means(measured)
@@ -260,6 +266,7 @@ def summary(
         num_codes=None if usage is None else usage.num_codes,
         codes_used=None if usage is None else usage.used,
         perplexity=None if usage is None else usage.perplexity,
+        recovered=recovered,
     )
 
 

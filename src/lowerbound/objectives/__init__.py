@@ -1,7 +1,8 @@
 """Objectives: what is optimised, per example.
 
-Bounds on log p(x) (`bounds`), the bound with its rate held or taken apart (`regularised`), and discrepancies between
-the codes and the prior (`discrepancy`), and what trains discrete codes (`quantised`). `base` says what an objective is.
+Bounds on log p(x) (`bounds`), the bound with its rate held or taken apart (`regularised`), discrepancies between the
+codes and the prior (`discrepancy`), what trains discrete codes (`quantised`), and a bound that takes in what is known
+of some examples (`supervised`). `base` says what an objective is.
 """
 
 from lowerbound.objectives.base import Objective, Terms
@@ -30,6 +31,7 @@ from lowerbound.objectives.regularised import (
     MinibatchStratified,
     MinibatchWeighted,
 )
+from lowerbound.objectives.supervised import WithFactors
 
 __all__ = [
     "CIWAE",
@@ -57,5 +59,6 @@ __all__ = [
     "Reparameterised",
     "StickingTheLanding",
     "Terms",
+    "WithFactors",
     "mmd",
 ]
