@@ -28,7 +28,7 @@ KIND, ANGLE, DEFOCUS = 0, 1, 2
 # The photograph whose angle is asked for, further and further out of focus.
 SHOWN_KIND, SHOWN_ANGLE = "bird", 35.0
 SHOWN_DEFOCUS = (0.0, 1.0, 2.0, 3.0)
-COMPARED = 120
+COMPARED = 48
 
 
 @dataclass(frozen=True)
@@ -69,12 +69,12 @@ def log_joint(x: Tensor, kind: int, angle: Tensor, defocus: Tensor) -> Tensor:
 
 def truth(x: Tensor) -> Truth:
     """Returns p(angle|x): everywhere on a coarse grid first, then on a fine one where the mass is."""
-    coarse, blurs = torch.arange(-90, 90.5, 2), torch.linspace(*camera.DEFOCUS, 13)
+    coarse, blurs = torch.arange(-90, 90.5, 3), torch.linspace(*camera.DEFOCUS, 7)
     found = torch.stack([log_joint(x, kind, coarse, blurs) for kind in range(len(camera.KINDS))])
     kind, place, blur = (int(i) for i in torch.unravel_index(found.argmax(), found.shape))
-    low, high = max(-90.0, float(coarse[place]) - 14), min(90.0, float(coarse[place]) + 14)
+    low, high = max(-90.0, float(coarse[place]) - 9), min(90.0, float(coarse[place]) + 9)
     angle = torch.arange(low, high + 1e-6, 0.1)
-    near = torch.linspace(max(0.0, float(blurs[blur]) - 0.5), min(3.0, float(blurs[blur]) + 0.5), 21)
+    near = torch.linspace(max(0.0, float(blurs[blur]) - 0.5), min(3.0, float(blurs[blur]) + 0.5), 11)
     fine = log_joint(x, kind, angle, near).logsumexp(1).softmax(0)
     return Truth(angle, fine / 0.1, found.flatten(1).logsumexp(1).softmax(0))
 

@@ -87,7 +87,7 @@ _COMMON: dict[str, tuple[Any, Any, str]] = {
     "data": (
         str,
         inspect.Parameter.empty,
-        "mnist, fashion-mnist, mnist-5k, digits, camera, or the path of a .npy or .npz.",
+        "mnist, fashion-mnist, mnist-5k, digits, camera, or the path of a .npy, .npz.",
     ),
     "out": (Path, inspect.Parameter.empty, "The run folder; never overwritten without being asked."),
     "minutes": (float | None, None, "Train for so long instead of, or at most besides, --epochs."),

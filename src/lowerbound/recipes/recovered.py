@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import lowerbound as lb
 from lowerbound.errors import UsageError
-from lowerbound.recipes.base import Run, likelihood_head, mlp_vae, started, swift
+from lowerbound.recipes.base import Run, likelihood_head, started, swift
 
 # A factor that was told is in its component to within a hundredth of a standard deviation.
 _SCALE = 0.01
@@ -19,6 +19,7 @@ def camera(
     presence: float = 0.2,
     latent_dim: int = 0,
     width: int = 256,
+    channels: int = 32,
     beta: float = 6.0,
     told_seed: int = 0,
     average: float = 0.99,
@@ -38,7 +39,8 @@ def camera(
         labelled: The share of the training examples whose factors are told; 0 for none.
         presence: The share that these are shown to have of an epoch, so that every batch has some.
         latent_dim: Components of z; 0 for as many as there are factors.
-        width: Units of each of the two hidden layers each way.
+        width: Units of each of the two hidden layers of the decoder, and of the encoder where x is no picture.
+        channels: Channels of the encoder's convolutions, half as many in the first.
         beta: The weight of the total correlation where nothing is told.
         told_seed: Seeds which examples are told.
         average: Decay of the moving average of the weights; 0 for none.
@@ -56,13 +58,26 @@ def camera(
         )
     latent = latent_dim or len(factors.names)
     head = lb.heads.DiscretisedLogistic if data.support is lb.Support.EIGHT_BIT else likelihood_head(data)
-    vae = mlp_vae(data, latent, (width, width), lb.nn.GELU(), lb.heads.DiagonalNormal, head)
+    down = _encoder(data.event_shape, width, channels)
+    up = lb.nn.MLP((latent,), (width, width), lb.nn.GELU())
+    vae = lb.VAE(
+        encoder=lb.heads.Conditional(down, lb.heads.DiagonalNormal(down.out_shape, (latent,))),
+        decoder=lb.heads.Conditional(up, head(up.out_shape, data.event_shape)),
+        prior=lb.priors.StandardNormal(latent),
+    )
     objective: lb.objectives.Objective = lb.objectives.BetaTC(len(data.train), beta=beta)
     if labelled:
         train = lb.data.partly_told(data.train, labelled, presence, told_seed)
         objective = _told(lb.ELBO(), train)
         data = replace(data, train=train)
     return Run(data, started(vae, data), objective, swift(epochs, batch_size, lr, average, patience))
+
+
+def _encoder(event_shape: tuple[int, ...], width: int, channels: int) -> lb.nn.Network:
+    """Returns convolutions for pictures, which see a few examples for what they have in common; else an MLP."""
+    if len(event_shape) != 3:
+        return lb.nn.MLP(event_shape, (width, width), lb.nn.GELU())
+    return lb.nn.ConvToGrid(event_shape, (channels // 2, channels, channels), blocks=1)
 
 
 def _told(objective: lb.objectives.Objective, train: lb.Source) -> lb.objectives.WithFactors:
