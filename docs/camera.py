@@ -167,7 +167,7 @@ def draw_posterior(infer: Inference) -> Figure:
     panels = figure.subplots(2, len(SHOWN_DEFOCUS), height_ratios=[1, 1.25])
     for (above, below), defocus in zip(panels.T, SHOWN_DEFOCUS, strict=True):
         x = photograph(SHOWN_KIND, SHOWN_ANGLE, defocus)
-        show(above, x[None], 1, "in focus" if defocus == 0 else f"blurred by {defocus:g} pixels")
+        show(above, x[None], 1, "in focus" if defocus == 0 else f"a blur of {defocus:g} px")
         exact = truth(x)
         mean, spread = (float(v[0, ANGLE]) for v in infer(x[None]))
         angle = torch.linspace(SHOWN_ANGLE - 12, SHOWN_ANGLE + 12, 800)

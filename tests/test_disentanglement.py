@@ -62,6 +62,7 @@ def scores() -> dict[str, Disentanglement]:
     return {name: disentanglement(code, truth()) for name, code in codes.items()}
 
 
+@pytest.mark.verifies(disentanglement, dci, sap, factor_vae_score, info_mec, against="known truth")
 def test_a_component_for_each_factor_scores_one(scores):
     found = scores["perfect"].to_json()
     assert set(found) == {
@@ -120,6 +121,7 @@ def test_each_alone_is_what_all_together_say(scores):
     assert info_mec(z, factors) == (found.info_m, found.info_c, found.info_e)
 
 
+@pytest.mark.verifies(mutual_information_gap, against="enumeration")
 def test_the_gap_is_exact_where_mutual_information_can_be_counted():
     # Two kinds, uniform and independent; z_0 is the first, z_1 the sum of both.
     first, second = torch.arange(400) % 2, torch.arange(400) // 2 % 2

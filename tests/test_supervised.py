@@ -32,7 +32,7 @@ def small(latent: int = 3) -> lb.VAE:
     ).double()
 
 
-@pytest.mark.verifies(WithFactors, against="draws of z")
+@pytest.mark.verifies(WithFactors, against="known truth")
 def test_the_term_is_the_expected_log_density_of_the_factors():
     loc, log_scale = torch.tensor([[0.3, -1.0, 2.0]]).double(), torch.tensor([[-1.0, -0.5, 0.0]]).double()
     q = DiagonalNormal(loc, log_scale)
@@ -45,7 +45,7 @@ def test_the_term_is_the_expected_log_density_of_the_factors():
     assert float(WHOLE.cost(q, factors)) == pytest.approx(-float(log_p.mean()), abs=4 * error)
 
 
-@pytest.mark.verifies(WithFactors, against="its closed form for one linear example")
+@pytest.mark.verifies(WithFactors, against="closed form")
 def test_the_bound_is_tight_at_the_posterior_of_a_model_of_factors_alone():
     # Without x, p(v) = N(c, w^2 (1 + s^2)), and the posterior of z given v is normal.
     s, c, w, v = 0.3, 1.0, 2.0, 1.9
