@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench bench-full bench-likelihood bench-streaming bench-text peers verification clean
+.PHONY: demo test lint bench bench-full bench-likelihood bench-streaming bench-text bench-camera peers verification clean
 
 demo: $(STAMP)
 	$(BIN)/lowerbound train mlp --data mnist-5k --epochs 80 --out runs/demo --overwrite
@@ -53,6 +53,10 @@ bench-likelihood: $(STAMP)
 # Some minutes. The word list is /usr/share/dict/words (Debian: apt-get install wamerican); DATA=FILE gives another.
 bench-text: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/text.py --json docs/results/text.json $(if $(DATA),--data $(DATA))
+
+# Half an hour: ten trainings with factors told, ten each with none.
+bench-camera: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/camera.py --json docs/results/camera.json
 
 # Trainings of your own in runs/ stay.
 clean:

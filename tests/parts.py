@@ -115,6 +115,7 @@ ELSEWHERE = {
     "AutoregressiveCodes": "tests/test_codes.py",
     "Quantised": "tests/test_codes.py",
     "InTurn": "tests/test_objectives.py",
+    "WithFactors": "tests/test_supervised.py",
     "NormalPerClass": "tests/test_conditional.py",
     "RecurrentText": "tests/test_text.py",
 }

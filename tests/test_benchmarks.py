@@ -200,3 +200,14 @@ def test_pins_are_exact(path):
 def test_help_needs_no_torch():
     code = "import sys, run; run.parsed([]); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT / "benchmarks")
+
+
+def test_the_camera_s_medians_are_of_each_configuration_by_itself():
+    import camera
+
+    rows = [{"configuration": "a", "seed": seed, "mig": mig} for seed, mig in enumerate((0.1, 0.5, 0.2))]
+    rows.append({"configuration": "b", "seed": 0, "mig": 0.9})
+    result = camera.told(rows)
+    assert result["medians"] == {"a": {"seeds": 3, "mig": 0.2}, "b": {"seeds": 1, "mig": 0.9}}
+    assert result["trainings"] == rows
+    assert "| mig | 0.2 | 0.9 |" in camera.table(result["medians"])

@@ -32,7 +32,7 @@ NO_LIKELIHOOD = {"tutorial": "cross-entropy", **NO_BOUND}
 
 
 # Tested on data of their own kind.
-ELSEWHERE = {"text": "tests/test_text.py"}
+ELSEWHERE = {"text": "tests/test_text.py", "camera": "tests/test_supervised.py"}
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,8 @@ SOURCE = Path(lowerbound.__file__).parent
 LAYERS = (
     "errors", "spec", "data", "nn", "distributions", "discrete", "flows", "heads", "priors", "model", "objectives",
     "optimisers", "training",
-    "evidence", "metrics", "tasks", "evaluation", "recipes", "checkpoint", "figures", "trackers", "experiment", "cli",
+    "evidence", "metrics", "disentanglement", "tasks", "evaluation", "recipes",
+    "checkpoint", "figures", "trackers", "experiment", "cli",
 )  # fmt: skip
 
 

@@ -86,6 +86,7 @@ SECTIONS: tuple[tuple[str, str, Callable[[object], bool]], ...] = (
     ("Optimisers", "optimisers", _any_of(Optimiser)),
     ("Evidence", "evidence", inspect.isfunction),
     ("Metrics", "metrics", inspect.isfunction),
+    ("Disentanglement", "disentanglement", inspect.isfunction),
 )
 
 
@@ -144,7 +145,9 @@ def reproduced(folder: Path) -> dict[str, list[dict[str, Any]]]:
     """Returns the papers' numbers that were reproduced, by part."""
     by_part: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for path in sorted(folder.glob("*.json")):
-        for entry in json.loads(path.read_text()):
+        entries = json.loads(path.read_text())
+        # A benchmark that reproduces no paper keeps its results in another shape.
+        for entry in entries if isinstance(entries, list) else ():
             for part in entry["parts"]:
                 by_part[part].append(entry)
     return by_part

@@ -24,6 +24,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from lowerbound import (
         data,
+        disentanglement,
         distributions,
         evaluation,
         evidence,
@@ -82,6 +83,7 @@ _HOME = {
 }
 _MODULES = (
     "data",
+    "disentanglement",
     "distributions",
     "evaluation",
     "evidence",
@@ -116,6 +118,7 @@ __all__ = [
     "Training",
     "compare",
     "data",
+    "disentanglement",
     "distributions",
     "encode",
     "evaluate",

@@ -325,7 +325,7 @@ def _update(state: TrainState, objective: Objective, batch: Batch, lr: float) ->
     training = state.training
     parameters: list[Tensor] = list(state.parameters.values())
     with autocast(training.precision, state.device):
-        terms = objective(state.vae.given(batch.label), batch.x, state.step)
+        terms = objective.given(batch.factors)(state.vae.given(batch.label), batch.x, state.step)
     loss = terms.loss.mean()
     # On an accelerator reading the loss would wait for it; there whoever reads the terms finds out.
     if state.device.type == "cpu" and not math.isfinite(loss.item()):
@@ -478,7 +478,7 @@ def validate(vae: VAE, source: Source, objective: Objective, device: torch.devic
     seed_everything(_VALIDATION_SEED, device)
     with torch.no_grad():
         for batch in batches(source, torch.arange(len(source)), _VALIDATION_BATCH, device):
-            means.add(objective(vae.given(batch.label), batch.x))
+            means.add(objective.given(batch.factors)(vae.given(batch.label), batch.x))
     return means.read()
 
 

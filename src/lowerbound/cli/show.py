@@ -148,7 +148,7 @@ def _sections(result: Evaluation) -> dict[str, list[tuple[str, str, str]]]:
     spent = _number(result.distortion, result.distortion_stderr)
     distortion = ("distortion", spent, f"-E log {c('p', 'x', 'z')} under {c('q', 'z', 'x')}")
     if result.elbo is None:
-        return {"bound": [distortion], "latent space": _latent_rows(result)}
+        return {"bound": [distortion], "latent space": _latent_rows(result), "factors": _factor_rows(result)}
     return {
         "bound": [
             ("-ELBO", _number(result.elbo, result.elbo_stderr, -1), f"distortion + rate; at least -log {c('p', 'x')}"),
@@ -158,6 +158,7 @@ def _sections(result: Evaluation) -> dict[str, list[tuple[str, str, str]]]:
         "evidence": _evidence_rows(result),
         "posterior gap": _gap_rows(result),
         "latent space": _latent_rows(result),
+        "factors": _factor_rows(result),
     }
 
 
@@ -238,6 +239,24 @@ def _latent_rows(result: Evaluation) -> list[tuple[str, str, str]]:
         rows.append(("information", mutual, f"{at_least}{c('I', 'x; z')}, what z says of x"))
         rows.append(("marginal KL", marginal, f"{at_most}KL({c('q', 'z')} || {c('p', 'z')}), the rest of the rate"))
     return rows
+
+
+def _factor_rows(result: Evaluation) -> list[tuple[str, str, str]]:
+    scores = result.recovered
+    if scores is None:
+        return []
+    rows = [
+        ("InfoM", scores.info_m, "each component knows one factor: modularity"),
+        ("InfoC", scores.info_c, "each factor is in one component: compactness"),
+        ("InfoE", scores.info_e, "a linear model reads the factors off"),
+        ("DCI", scores.dci_disentanglement, "disentanglement, as InfoM"),
+        ("", scores.dci_completeness, "completeness, as InfoC"),
+        ("", scores.dci_informativeness, "informativeness: trees read the factors off"),
+        ("MIG", scores.mig, "how far the best component leads, in information"),
+        ("SAP", scores.sap, "the same in predictions"),
+        ("FactorVAE", scores.factor_vae, "the fixed factor is told by what varies least"),
+    ]
+    return [(name, f"{value:.3f}", what) for name, value, what in rows]
 
 
 def _rates(result: Evaluation) -> str:

@@ -13,9 +13,10 @@ from lowerbound.data.open import SPLITS, Data, View, open_data
 from lowerbound.data.order import derive_seed, epoch_order, generator
 from lowerbound.data.pictures import Pictures
 from lowerbound.data.reading import Reading, Report
-from lowerbound.data.source import ArraySource, Batch, Source, Support, batches, check_support, mean
+from lowerbound.data.source import ArraySource, Batch, Factors, Source, Support, batches, check_support, mean
 from lowerbound.data.stored import Rows, StoredSource, rows_of
 from lowerbound.data.text import Text, Unit
+from lowerbound.data.told import PartlyTold, partly_told
 
 __all__ = [
     "NAMED",
@@ -26,6 +27,8 @@ __all__ = [
     "Binarise",
     "Data",
     "Dequantised",
+    "Factors",
+    "PartlyTold",
     "Pictures",
     "Reading",
     "Report",
@@ -43,5 +46,6 @@ __all__ = [
     "generator",
     "mean",
     "open_data",
+    "partly_told",
     "rows_of",
 ]

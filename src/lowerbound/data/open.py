@@ -182,8 +182,8 @@ def open_data(
     build the source by hand: `ArraySource(values, support=...)`.
 
     Args:
-        source: A name (`mnist`, `fashion-mnist`, `mnist-5k`, `digits`), or the path of a `.npy`, `.npz` or `.txt` file
-            or of a folder of pictures.
+        source: A name (`mnist`, `fashion-mnist`, `mnist-5k`, `digits`, `camera`), or the path of a `.npy`, `.npz` or
+            `.txt` file or of a folder of pictures.
         data_dir: A folder in which named data sets are looked for first.
         num_valid: How many of the last training examples are for validation; by default 5,000 of MNIST's 60,000, and
             about a tenth elsewhere.

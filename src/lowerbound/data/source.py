@@ -28,6 +28,9 @@ from torch import Tensor
 
 from lowerbound.errors import DataError, UsageError
 
+# Which examples: by index, or a run of them.
+_Rows = Tensor | slice
+
 
 class Support(enum.StrEnum):
     """The values that x can take."""
@@ -45,6 +48,28 @@ _WHOLE = {Support.COUNT: "counts", Support.TOKENS: "token numbers"}
 
 
 @dataclass(frozen=True)
+class Factors:
+    """The true causes of examples, where they are known.
+
+    Attributes:
+        names: What they are called, F of them.
+        values: float32 `[N, F]`; NaN where a cause of an example is not told. A kind is numbered from 0.
+        discrete: Of each whether it is a kind, and not a quantity.
+    """
+
+    names: tuple[str, ...]
+    values: Tensor
+    discrete: tuple[bool, ...]
+
+    def __getitem__(self, index: _Rows) -> Factors:
+        return replace(self, values=self.values[index])
+
+    def to(self, device: torch.device) -> Factors:
+        """Returns the same on a device."""
+        return replace(self, values=self.values.to(device))
+
+
+@dataclass(frozen=True)
 class Batch:
     """Some examples.
 
@@ -53,12 +78,14 @@ class Batch:
         label: Class labels, int64 `[B]`, where the source has them.
         mask: True where a cell of x was observed, bool `[B, *event]`; None when all were.
         index: Which examples of the source these are, int64 `[B]`.
+        factors: Their true causes, float32 `[B, F]`, where the source has them.
     """
 
     x: Tensor
     label: Tensor | None = None
     mask: Tensor | None = None
     index: Tensor | None = None
+    factors: Tensor | None = None
 
     def __len__(self) -> int:
         return self.x.shape[0]
@@ -103,6 +130,11 @@ class Source(ABC):
     @property
     def labels(self) -> Tensor | None:
         """All labels, int64 `[N]`, or None."""
+        return None
+
+    @property
+    def factors(self) -> Factors | None:
+        """The true causes of all examples, or None."""
         return None
 
     def examples(self, index: Tensor) -> Batch:
@@ -174,6 +206,11 @@ class Subset(Source):
         labels = self.source.labels
         return None if labels is None else labels[self.index.long()]
 
+    @property
+    def factors(self) -> Factors | None:
+        factors = self.source.factors
+        return None if factors is None else factors[self.index.long()]
+
     @cached_property
     def fingerprint(self) -> str:
         digest = hashlib.sha256(self.source.fingerprint.encode())
@@ -191,6 +228,7 @@ class ArraySource(Source):
         scale: What uint8 values are multiplied by: 1/255 for 8-bit images, 1 for counts.
         name: Used in messages.
         log_correction: See `Source`.
+        factors: The true causes, or None.
 
     Raises:
         DataError: A value is not finite or lies outside the support; the message says where.
@@ -210,6 +248,7 @@ class ArraySource(Source):
         scale: float = 1 / 255,
         name: str = "the data",
         log_correction: float = 0.0,
+        factors: Factors | None = None,
     ) -> None:
         if labels is not None and len(labels) != len(values):
             raise DataError(f"{name} has {len(values)} examples but {len(labels)} labels; give one label each.")
@@ -220,6 +259,7 @@ class ArraySource(Source):
         self.name = name
         self.log_correction = log_correction
         self._labels = labels
+        self._factors = factors
         if values.dtype != torch.uint8:
             check_support(values, support, name)
         elif support in _WHOLE and scale != 1:
@@ -234,32 +274,40 @@ class ArraySource(Source):
     def labels(self) -> Tensor | None:
         return self._labels
 
+    @property
+    def factors(self) -> Factors | None:
+        return self._factors
+
     def gather(self, index: Tensor) -> Batch:
         index = index.to(self.values.device)
         labels = None if self._labels is None else self._labels[index]
-        return Batch(self.values.index_select(0, index), labels)
+        factors = None if self._factors is None else self._factors.values[index]
+        return Batch(self.values.index_select(0, index), labels, factors=factors)
 
     def decode(self, raw: Tensor) -> Tensor:
         return decoded(raw, self.scale)
 
     def to(self, device: torch.device) -> ArraySource:
         labels = None if self._labels is None else self._labels.to(device)
-        return self._with(self.values.to(device), labels)
+        factors = None if self._factors is None else self._factors.to(device)
+        return self._with(self.values.to(device), labels, factors)
 
     def slice(self, start: int, stop: int) -> ArraySource:
         """Returns examples `start` to `stop` as a source, without copying."""
-        labels = None if self._labels is None else self._labels[start:stop]
-        return self._with(self.values[start:stop], labels)
+        return self._rows(slice(start, stop))
 
     def take(self, index: Tensor) -> ArraySource:
         """Returns the examples at `index` as a source of their own."""
-        return self._with(self.values[index], None if self._labels is None else self._labels[index])
+        return self._rows(index)
 
     def joined(self, other: Source) -> Source:
         if not isinstance(other, ArraySource):
             return super().joined(other)
         labels = None if self._labels is None or other._labels is None else torch.cat([self._labels, other._labels])
-        return self._with(torch.cat([self.values, other.values]), labels)
+        factors = None
+        if self._factors is not None and other._factors is not None:
+            factors = replace(self._factors, values=torch.cat([self._factors.values, other._factors.values]))
+        return self._with(torch.cat([self.values, other.values]), labels, factors)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -268,11 +316,15 @@ class ArraySource(Source):
             digest.update(chunk.cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
-    def _with(self, values: Tensor, labels: Tensor | None) -> ArraySource:
+    def _rows(self, rows: _Rows) -> ArraySource:
+        labels = None if self._labels is None else self._labels[rows]
+        return self._with(self.values[rows], labels, None if self._factors is None else self._factors[rows])
+
+    def _with(self, values: Tensor, labels: Tensor | None, factors: Factors | None) -> ArraySource:
         # The values were checked when the first source was made: a view of them needs no second pass.
         source = object.__new__(ArraySource)
         source.__dict__ = {k: v for k, v in self.__dict__.items() if k != "fingerprint"}
-        source.values, source._labels = values, labels
+        source.values, source._labels, source._factors = values, labels, factors
         return source
 
 
@@ -337,6 +389,7 @@ def batches(source: Source, order: Tensor, batch_size: int, device: torch.device
             x=source.decode(raw.x.to(device, non_blocking=True)),
             mask=None if raw.mask is None else raw.mask.to(device, non_blocking=True),
             label=None if raw.label is None else raw.label.to(device, non_blocking=True),
+            factors=None if raw.factors is None else raw.factors.to(device, non_blocking=True),
             index=index,
         )
 

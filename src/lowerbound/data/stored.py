@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from lowerbound.data import cache
-from lowerbound.data.source import ArraySource, Batch, Source, Support, check_support, decoded
+from lowerbound.data.source import ArraySource, Batch, Factors, Source, Support, check_support, decoded
 from lowerbound.errors import DataError
 
 # What takes more bytes stays in a file.
@@ -145,6 +145,7 @@ class StoredSource(Source):
         scale: What uint8 values are multiplied by.
         name: Used in messages.
         log_correction: See `Source`.
+        factors: The true causes, or None; held in memory.
 
     Example:
         >>> import tempfile
@@ -165,6 +166,7 @@ class StoredSource(Source):
         scale: float = 1 / 255,
         name: str = "the data",
         log_correction: float = 0.0,
+        factors: Factors | None = None,
     ) -> None:
         if labels is not None and len(labels) != len(rows):
             raise DataError(f"{name} has {len(rows)} examples but {len(labels)} labels; give one label each.")
@@ -175,9 +177,14 @@ class StoredSource(Source):
         self.name = name
         self.log_correction = log_correction
         self._labels = labels
+        self._factors = factors
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def factors(self) -> Factors | None:
+        return self._factors
 
     @property
     def labels(self) -> Tensor | None:
@@ -186,7 +193,8 @@ class StoredSource(Source):
     def gather(self, index: Tensor) -> Batch:
         index = index.cpu()
         values = torch.from_numpy(as_held(self.rows.read(index.numpy())))
-        return Batch(values, None if self._labels is None else self._labels[index])
+        labels = None if self._labels is None else self._labels[index]
+        return Batch(values, labels, factors=None if self._factors is None else self._factors.values[index])
 
     def decode(self, raw: Tensor) -> Tensor:
         return decoded(raw, self.scale)

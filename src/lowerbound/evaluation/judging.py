@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lowerbound.data import Source
-from lowerbound.evaluation.measuring import SPLIT_EXAMPLES, Plan, Report, measure_all
+from lowerbound.evaluation.measuring import SPLIT_EXAMPLES, Plan, Report, measure_all, recovery
 from lowerbound.evaluation.summary import Evaluation, summary
 from lowerbound.model import VAE
 from lowerbound.objectives import Objective
@@ -41,4 +41,5 @@ def evaluate(
     """
     plan = Plan(num_samples, limit, gap, seed).fitted(vae)
     measured, information = measure_all(vae, source, plan, on_progress)
-    return summary(vae, source, measured, information, plan, objective, notes)
+    recovered, why_not = recovery(vae, source, plan)
+    return summary(vae, source, measured, information, plan, objective, (*notes, *why_not), recovered)

@@ -23,11 +23,12 @@ import torch
 from torch import Tensor
 
 from lowerbound.data import Source, batches, derive_seed, generator
-from lowerbound.errors import UsageError
+from lowerbound.disentanglement import FEWEST, Disentanglement, disentanglement
+from lowerbound.errors import ResourceError, UsageError
 from lowerbound.evidence import Defensive, Evidence, Refinement, is_freeable, log_evidence, posterior_gap
 from lowerbound.metrics import Information, information
 from lowerbound.model import VAE
-from lowerbound.tasks import inference
+from lowerbound.tasks import encode, inference
 from lowerbound.training import seed_everything
 
 Report = Callable[[int, int], None]
@@ -142,10 +143,8 @@ def measure_all(
         UsageError: There are fewer than 2 examples, or the likelihood does not fit.
     """
     _check(vae, source)
-    count = len(source) if plan.limit is None else min(plan.limit, len(source))
-    order = torch.arange(len(source))
-    if count < len(source):
-        order = torch.randperm(len(source), generator=generator(_LIMIT_SEED))[:count].sort().values
+    order = examples_of(source, plan)
+    count = len(order)
     draws = plan.num_samples if vae.has_density else 1
     split = order[_some(count, plan.gap, _SPLIT_SEED)] if vae.has_density else order[:0]
     of_split = _GRADIENT_COST * _SEARCH.steps * _SEARCH.draws + _SPLIT_BOUNDS * plan.split_draws
@@ -157,6 +156,34 @@ def measure_all(
         found = _information(vae, source, order, plan.seed, device)
     progress.add(progress.total)
     return measured, found
+
+
+def examples_of(source: Source, plan: Plan) -> Tensor:
+    """Returns which examples are measured, in order, int64 `[n]`."""
+    count = len(source) if plan.limit is None else min(plan.limit, len(source))
+    if count == len(source):
+        return torch.arange(count)
+    return torch.randperm(len(source), generator=generator(_LIMIT_SEED))[:count].sort().values
+
+
+def recovery(vae: VAE, source: Source, plan: Plan) -> tuple[Disentanglement | None, tuple[str, ...]]:
+    """Returns how well the means of q(z|x) recover the factors of a source that has some, or why that was not measured.
+
+    Args:
+        vae: The model.
+        source: The examples.
+        plan: Which of them are measured.
+    """
+    order = examples_of(source, plan)
+    if source.factors is None or not source.factors.values.isfinite().all():
+        return None, ()
+    if len(order) < FEWEST:
+        return None, (f"how well the factors are recovered is measured on at least {FEWEST} examples",)
+    codes = encode(vae, source, index=order, seed=plan.seed)["loc"].flatten(1)
+    try:
+        return disentanglement(codes, source.factors[order.to(source.factors.values.device)], plan.seed), ()
+    except ResourceError as error:
+        return None, (str(error).rstrip("."),)
 
 
 def _check(vae: VAE, source: Source) -> None:

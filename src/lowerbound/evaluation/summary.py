@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lowerbound.data import Source
+from lowerbound.disentanglement import Disentanglement
 from lowerbound.evaluation.caveats import caveats, ceiling, codes, left_out, trust
 from lowerbound.evaluation.measuring import Plan
 from lowerbound.evidence import KHAT_LIMIT
@@ -91,6 +92,7 @@ class Evaluation:
         num_codes: Of discrete codes, how many there are; None where z is of real numbers.
         codes_used: How many of them are used.
         perplexity: exp of the entropy of how often each is (`lowerbound.metrics.codebook_usage`).
+        recovered: How well the components of z recover the true factors of the data, where those are known.
         units: "nats".
         per_piece: What a kind of data adds, where it is made of pieces (`per_piece`); in JSON beside the others.
     """
@@ -143,13 +145,14 @@ class Evaluation:
     num_codes: int | None
     codes_used: int | None
     perplexity: float | None
+    recovered: Disentanglement | None = None
     units: str = "nats"
     per_piece: Mapping[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the measurements as a JSON-ready dictionary."""
+        """Returns the measurements as a JSON-ready dictionary; what a kind of data adds stands among the others."""
         named = asdict(self)
-        added = named.pop("per_piece")
+        added = named.pop("per_piece") | (named.pop("recovered") or {})
         return {name: list(value) if isinstance(value, tuple) else value for name, value in {**named, **added}.items()}
 
 
@@ -194,6 +197,7 @@ def summary(
     plan: Plan,
     objective: Objective | None,
     notes: tuple[str, ...],
+    recovered: Disentanglement | None = None,
 ) -> Evaluation:
     """Makes an evaluation of what `measure_all` gave."""
     of = _Means(measured)
@@ -267,6 +271,7 @@ def summary(
         codes_used=None if usage is None else usage.used,
         perplexity=None if usage is None else usage.perplexity,
         per_piece=_per_piece(vae, source, measured) if is_likelihood else {},
+        recovered=recovered,
     )
 
 

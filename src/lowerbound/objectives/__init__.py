@@ -1,8 +1,8 @@
 """Objectives: what is optimised, per example.
 
-Bounds on log p(x) (`bounds`), the bound with its rate held or taken apart (`regularised`), discrepancies between
-the codes and the prior (`discrepancy`), what trains discrete codes (`quantised`), and one objective after another
-(`phases`). `base` says what an objective is.
+Bounds on log p(x) (`bounds`), the bound with its rate held or taken apart (`regularised`), discrepancies between the
+codes and the prior (`discrepancy`), what trains discrete codes (`quantised`), a bound that takes in what is known of
+some examples (`supervised`), and one objective after another (`phases`). `base` says what an objective is.
 """
 
 from lowerbound.objectives.base import Objective, Terms
@@ -32,6 +32,7 @@ from lowerbound.objectives.regularised import (
     MinibatchStratified,
     MinibatchWeighted,
 )
+from lowerbound.objectives.supervised import WithFactors
 
 __all__ = [
     "CIWAE",
@@ -60,5 +61,6 @@ __all__ = [
     "Reparameterised",
     "StickingTheLanding",
     "Terms",
+    "WithFactors",
     "mmd",
 ]

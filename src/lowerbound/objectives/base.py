@@ -50,6 +50,10 @@ class Objective(ABC):
     def check(self, vae: VAE) -> None:
         """Raises `UsageError` when this objective means nothing for that model."""
 
+    def given(self, factors: Tensor | None) -> Objective:
+        """Returns the objective for a batch whose true factors, `[B, F]`, are those; one that asks for none: itself."""
+        return self
+
     def notes(self) -> list[str]:
         """Returns what a reader of the resulting numbers must know, in words."""
         return []

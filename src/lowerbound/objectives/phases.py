@@ -47,6 +47,9 @@ class InTurn(Objective):
         """Returns the objective of an update."""
         return self.first if step is not None and step < self.after else self.then
 
+    def given(self, factors: Tensor | None) -> InTurn:
+        return InTurn(self.first.given(factors), self.then.given(factors), self.after)
+
     def __call__(self, vae: VAE, x: Tensor, step: int | None = None) -> Terms:
         own = step if step is None or step < self.after else step - self.after
         return self.at(step)(vae, x, own)

@@ -36,6 +36,7 @@ from lowerbound.recipes.family import (
 )
 from lowerbound.recipes.labelled import conditional
 from lowerbound.recipes.layered import ladder
+from lowerbound.recipes.recovered import camera
 from lowerbound.recipes.text import UnitName, text
 from lowerbound.recipes.timed import fast, nll_10
 
@@ -60,6 +61,7 @@ _FUNCTIONS = (
     vq,
     fsq,
     text,
+    camera,
     fast,
     nll_10,
 )
