@@ -394,21 +394,6 @@ def test_an_order_may_leave_out_examples_and_repeat_them():
     assert [batch.x[:, 0].tolist() for batch in walked] == [[4, 4], [1]]
 
 
-class Holed(ArraySource):
-    """A source of which every other cell was not observed."""
-
-    def gather(self, index):
-        batch = super().gather(index)
-        return replace(batch, mask=(index[:, None] + torch.arange(2)) % 2 == 0)
-
-
-def test_the_mask_travels_with_x():
-    source = Holed(torch.zeros(7, 2))
-    (batch,) = batches(source, torch.tensor([3, 0]), 4, CPU)
-    assert batch.mask.tolist() == [[False, True], [True, False]]
-    assert source.examples(torch.tensor([0])).mask.tolist() == [[True, False]]
-
-
 @pytest.mark.parametrize("size", [0, -1])
 def test_a_batch_of_nothing_is_refused(size):
     with pytest.raises(UsageError, match=f"batch_size={size}"):

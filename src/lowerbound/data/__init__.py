@@ -13,6 +13,7 @@ from lowerbound.data.open import SPLITS, Data, View, open_data
 from lowerbound.data.order import derive_seed, epoch_order, generator
 from lowerbound.data.reading import Reading
 from lowerbound.data.source import ArraySource, Batch, Source, Support, batches, check_support, mean
+from lowerbound.data.tables import Column, Kind, Table
 
 __all__ = [
     "NAMED",
@@ -21,11 +22,14 @@ __all__ = [
     "Arrays",
     "Batch",
     "Binarise",
+    "Column",
     "Data",
     "Dequantised",
+    "Kind",
     "Reading",
     "Source",
     "Support",
+    "Table",
     "View",
     "batches",
     "check_support",

@@ -16,6 +16,7 @@ from lowerbound.data.dequantise import Dequantised, fixed_noise
 from lowerbound.data.named import NAMED
 from lowerbound.data.reading import Reading
 from lowerbound.data.source import ArraySource, Source, Support
+from lowerbound.data.tables import Table, balanced_index
 from lowerbound.errors import DataError, UsageError, did_you_mean
 
 SPLITS = ("train", "valid", "test")
@@ -32,6 +33,7 @@ class View:
         seed: Seeds the fixed draws of a binarisation or dequantisation.
         dequantise: Whether 8-bit levels are spread over [0, 1].
         reading: How the file was read, so that other files are read the same way; None of a named source.
+        balance: The column of a table whose rare classes are repeated in training; none where it is empty.
     """
 
     num_valid: int | None = None
@@ -40,12 +42,15 @@ class View:
     seed: int = 0
     dequantise: bool = False
     reading: Reading | None = None
+    balance: str = ""
 
     def of(self, source: str, data_dir: Path | None = None) -> Data:
         """Opens a source and looks at it this way."""
         data = open_data(source, data_dir=data_dir, num_valid=self.num_valid, reading=self.reading)
         if self.joined:
             data = data.joined()
+        if self.balance:
+            data = data.balanced(self.balance)
         data = data.binarised(self.binarise, self.seed)
         return data.dequantised(self.seed) if self.dequantise else data
 
@@ -116,6 +121,24 @@ class Data:
             raise UsageError("Join the splits before they are binarised or dequantised.")
         return replace(self, train=self.train.joined(self.valid), valid=None, view=view)
 
+    def balanced(self, column: str) -> Data:
+        """Returns the data of a table with the rows of rare classes repeated in training (`lowerbound.data.tables`).
+
+        Args:
+            column: The name of a column of labels.
+
+        Raises:
+            UsageError: There is no such column of labels.
+        """
+        columns = self.view.reading.columns if isinstance(self.view.reading, Table) else ()
+        named = {c.name: place for place, c in enumerate(columns) if c.kind.has_levels}
+        if column not in named or self.view.balance:
+            raise UsageError(
+                f"A table is balanced once, by a column of labels; got {column!r}. {did_you_mean(column, named)}"
+            )
+        train = self.train.take(balanced_index(self.train, named[column]))
+        return replace(self, train=train, view=replace(self.view, balance=column))
+
     def binarised(self, how: Binarise, seed: int = 0) -> Data:
         """Returns the data binarised: for training as asked, for validation and test by one fixed draw.
 
@@ -170,7 +193,8 @@ def open_data(
     build the source by hand: `ArraySource(values, support=...)`.
 
     Args:
-        source: A name (`mnist`, `fashion-mnist`, `mnist-5k`, `digits`), or the path of a `.npy` or `.npz` file.
+        source: A name (`mnist`, `fashion-mnist`, `mnist-5k`, `digits`), or the path of a
+            `.npy`, `.npz`, `.csv`, `.tsv` or `.parquet` file.
         data_dir: A folder in which named data sets are looked for first.
         num_valid: How many of the last training examples are for validation; by default 5,000 of MNIST's 60,000, and
             about a tenth elsewhere.
@@ -209,11 +233,12 @@ def reading_of(source: str) -> Reading:
         DataError: Nothing here reads such files, or there is no such file.
     """
     path = Path(source)
-    if path.suffix not in (".npy", ".npz"):
+    is_table = path.suffix.lower() in Table.exports
+    if not is_table and path.suffix not in (".npy", ".npz"):
         raise DataError(
-            f"There is no data source {source!r}: it is neither a known name nor the path of a .npy or .npz file. "
-            f"{did_you_mean(source, NAMED)}"
+            f"There is no data source {source!r}: it is neither a known name nor the path of a .npy, .npz, .csv, .tsv "
+            f"or .parquet file. {did_you_mean(source, NAMED)}"
         )
     if not os.path.isfile(path):  # unlike Path.is_file, it raises nothing for a name that is too long
         raise DataError(f"There is no file {source}. Check the path; it is taken from {Path.cwd()}.")
-    return Arrays()
+    return Table() if is_table else Arrays()

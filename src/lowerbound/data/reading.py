@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ class Reading(ABC):
         exports: The suffixes of the files that `write` makes; pictures and arrays need no reading to be written.
     """
 
-    exports: tuple[str, ...] = ()
+    exports: ClassVar[tuple[str, ...]] = ()
 
     def fitted(self, path: Path) -> Self:
         """Returns this reading with everything decided that it left to the file; itself where nothing was.
@@ -46,6 +46,15 @@ class Reading(ABC):
         Raises:
             DataError: The file cannot be had or read, or does not mean what this reading was fitted to.
         """
+
+    def whole(self, path: Path) -> Source:
+        """Reads all examples of a file in the order in which they stand there.
+
+        Raises:
+            DataError: The file cannot be had or read, or does not mean what this reading was fitted to.
+            UsageError: Files of this kind are only read in splits.
+        """
+        raise UsageError(f"All of {path} in its own order cannot be had; use --split train, valid or test.")
 
     def write(self, x: Tensor, path: Path) -> None:
         """Writes examples, `[N, *event]`, as a file of this kind.

@@ -10,7 +10,8 @@ The support says which values x can take, and with it which likelihoods mean som
 * `EIGHT_BIT` {0, 1/255, ..., 1},
 * `UNIT_INTERVAL` [0, 1],
 * `COUNT` {0, 1, 2, ...},
-* `REAL`.
+* `REAL`,
+* `TABLE` one number a column of a table, whatever the column means by it, and NaN where a cell is missing.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ class Support(enum.StrEnum):
     UNIT_INTERVAL = "unit-interval"
     COUNT = "count"
     REAL = "real"
+    TABLE = "table"
 
 
 @dataclass(frozen=True)
@@ -45,13 +47,11 @@ class Batch:
     Attributes:
         x: The values, `[B, *event]`; raw from `Source.gather`, float from `batches`.
         label: Class labels, int64 `[B]`, where the source has them.
-        mask: True where a cell of x was observed, bool `[B, *event]`; None when all were.
         index: Which examples of the source these are, int64 `[B]`.
     """
 
     x: Tensor
     label: Tensor | None = None
-    mask: Tensor | None = None
     index: Tensor | None = None
 
     def __len__(self) -> int:
@@ -244,12 +244,12 @@ def check_support(values: Tensor, support: Support, name: str) -> None:
     """Raises `DataError` naming the first offending places when values are not finite or not in `support`."""
     for start in range(0, len(values), 4096):
         chunk = values[start : start + 4096]
-        bad = ~torch.isfinite(chunk)
+        bad = torch.isinf(chunk) if support is Support.TABLE else ~torch.isfinite(chunk)
         if support is Support.BINARY:
             bad |= (chunk != 0) & (chunk != 1)
         elif support is Support.COUNT:
             bad |= (chunk < 0) | (chunk != chunk.round())
-        elif support is not Support.REAL:
+        elif support not in (Support.REAL, Support.TABLE):
             bad |= (chunk < 0) | (chunk > 1)
             if support is Support.EIGHT_BIT:
                 # Wide enough for levels that were kept in half precision.
@@ -287,7 +287,6 @@ def batches(source: Source, order: Tensor, batch_size: int, device: torch.device
         yield replace(
             raw,
             x=source.decode(raw.x.to(device, non_blocking=True)),
-            mask=None if raw.mask is None else raw.mask.to(device, non_blocking=True),
             label=None if raw.label is None else raw.label.to(device, non_blocking=True),
             index=index,
         )
