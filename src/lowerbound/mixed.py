@@ -25,6 +25,7 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
+import torch.distributions as td
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
@@ -83,13 +84,9 @@ class Measured(Cells):
         return constant - (half + 0.5) * torch.log1p(away.square() / self.degrees) - to_unit
 
     def sample(self, shape: torch.Size) -> Tensor:
-        full = shape + self.loc.shape
-        noise = torch.randn(full, dtype=self.loc.dtype, device=self.loc.device)
-        if self.degrees is not None:
-            # A normal over the root of a chi-square over its degrees of freedom.
-            half = (0.5 * self.degrees).expand(full)
-            noise = noise * torch.rsqrt(torch._standard_gamma(half) / half)
-        return self.loc + self.log_scale.exp() * noise
+        if self.degrees is None:
+            return td.Normal(self.loc, self.log_scale.exp(), validate_args=False).sample(shape)
+        return td.StudentT(self.degrees, self.loc, self.log_scale.exp(), validate_args=False).sample(shape)
 
     def average(self, weights: Tensor | None) -> Tensor:
         return _weighted(self.loc, weights)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import cyclopts
 
 import lowerbound
-from lowerbound.cli import judge, listing, make, train
+from lowerbound.cli import judge, listing, make, tables, train
 from lowerbound.cli.show import print_error
 from lowerbound.errors import LowerboundError
 
@@ -41,7 +41,7 @@ def build_app() -> cyclopts.App:
         suppress_keyboard_interrupt=False,
     )
     app.command(train.build_train_app(), name="train")
-    for verb in (judge.evaluate, judge.compare, make.sample, make.reconstruct, make.encode, make.interpolate):
+    for verb in (judge.evaluate, judge.compare, make.sample, make.reconstruct, make.encode, make.interpolate, tables.impute):
         app.command(verb)
     app.command(listing.recipes)
     app.command(listing.data)

@@ -23,6 +23,7 @@ from lowerbound.cli.show import TrainingProgress, print_evaluation, print_json, 
 from lowerbound.errors import DivergedError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
+    from lowerbound.data import Table
     from lowerbound.experiment import Experiment
     from lowerbound.recipes import Run
 
@@ -75,6 +76,8 @@ class Common:
     precision: str | None
     valid: int | None
     data_dir: Path | None
+    columns: tuple[str, ...]
+    ignore: tuple[str, ...]
     device: str
     resume: bool
     overwrite: bool
@@ -84,13 +87,15 @@ class Common:
 
 
 _COMMON: dict[str, tuple[Any, Any, str]] = {
-    "data": (str, inspect.Parameter.empty, "mnist, fashion-mnist, mnist-5k, digits, or the path of a .npy or .npz."),
+    "data": (str, inspect.Parameter.empty, "mnist, fashion-mnist, mnist-5k, digits, or the path of a .npy, .npz, .csv, .tsv or .parquet."),
     "out": (Path, inspect.Parameter.empty, "The run folder; never overwritten without being asked."),
     "minutes": (float | None, None, "Train for so long instead of, or at most besides, --epochs."),
     "seed": (int, 0, "Determines initial weights, order and noise."),
     "precision": (str | None, None, "auto, fp32 or bf16; the recipe's own by default."),
     "valid": (int | None, None, "Validation examples, the last of the training examples; the source's own by default."),
     "data_dir": (Path | None, None, "A folder in which named data sets are looked for first."),
+    "columns": (tuple[str, ...], (), "What columns of a table hold: age=count,city=categorical,size=s<m<l."),
+    "ignore": (tuple[str, ...], (), "Columns of a table to leave out: id,name."),
     "device": (str, "auto", "auto, cpu, cuda or mps."),
     "resume": (bool, False, "Go on with the run in --out exactly where it was saved; begin it if there is none."),
     "overwrite": (bool, False, "Begin anew in a folder that is not empty."),
@@ -266,7 +271,7 @@ def _train(name: str, recipe: Callable[..., Run], settings: dict[str, Any], comm
     device = resolve_device(common.device)
     folder = RunFolder(common.out)
     folder.check_free(may_exist=common.resume or common.overwrite)
-    source = open_data(common.data, data_dir=common.data_dir, num_valid=common.valid)
+    source = open_data(common.data, data_dir=common.data_dir, num_valid=common.valid, reading=_reading(common))
     run = prepare(recipe, source, settings, _changes(common))
     with folder.locked():
         experiment = Experiment(
@@ -289,6 +294,19 @@ def _train(name: str, recipe: Callable[..., Run], settings: dict[str, Any], comm
             if common.resume:
                 print_note(f"There was no run in {common.out} yet: beginning it.")
         return _carry_out(experiment, common)
+
+
+def _reading(common: Common) -> Table | None:
+    """Returns how a table is read, if anything was said of its columns."""
+    if not common.columns and not common.ignore:
+        return None
+    from lowerbound.data import Column, Table, reading_of
+
+    if not isinstance(reading_of(common.data), Table):
+        raise UsageError(f"--columns and --ignore are of tables, .csv, .tsv or .parquet; {common.data} is none.")
+    said = [part for text in common.columns for part in text.split(",") if part]
+    left_out = [part for text in common.ignore for part in text.split(",") if part]
+    return Table(tuple(Column.parsed(part) for part in said), tuple(left_out))
 
 
 def _changes(common: Common) -> dict[str, Any]:

@@ -18,7 +18,8 @@ from lowerbound.heads.likelihoods import RARE, Likelihood
 from lowerbound.mixed import Cells, Counts, Levels, Measured, Row
 from lowerbound.nn import Linear
 
-_LEAST_DEGREES = 3.0
+# Of Student's t: with 3 the variance is finite, and with 100 it is a normal density, while lgamma is still exact.
+_LEAST_DEGREES, _MOST_DEGREES = 3.0, 100.0
 _LEAST_STEP = 1e-3
 _OF_CELLS = (
     "log p(x) is of the observed cells of a row: densities per unit of the file for measured columns, probabilities for "
@@ -125,7 +126,7 @@ class Columns(Likelihood):
     def _real(self, raw: Tensor) -> Cells:
         degrees = None
         if self.log_degrees is not None:
-            degrees = _LEAST_DEGREES + self.log_degrees.float().clamp(-LOG_SCALE_BOUND, LOG_SCALE_BOUND).exp()
+            degrees = _LEAST_DEGREES + self.log_degrees.clamp(-LOG_SCALE_BOUND, math.log(_MOST_DEGREES)).exp()
             degrees = degrees.to(raw.dtype)
         return self._measured(raw, degrees, self.unit[:, : raw.shape[-1] // 2])
 

@@ -36,6 +36,7 @@ from lowerbound.recipes.family import (
 )
 from lowerbound.recipes.labelled import conditional
 from lowerbound.recipes.layered import ladder
+from lowerbound.recipes.tables import tabular
 
 _FUNCTIONS = (
     tutorial,
@@ -57,6 +58,7 @@ _FUNCTIONS = (
     ladder,
     vq,
     fsq,
+    tabular,
 )
 RECIPES: dict[str, Callable[..., Run]] = {f.__name__.replace("_", "-"): f for f in _FUNCTIONS}
 

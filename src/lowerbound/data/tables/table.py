@@ -169,13 +169,13 @@ class Sheet:
         gone = [missing(self.raw[column.name]) for column in self.columns]
         return torch.from_numpy(np.stack(gone, 1))
 
-    def write(self, x: Tensor, path: Path, beside: Sequence[tuple[str, Sequence[float]]] = ()) -> None:
+    def write(self, x: Tensor, path: Path, beside: Sequence[tuple[Column, list[Any]]] = ()) -> None:
         """Writes the file again, its columns, its order and its cells as they were, with the holes filled from x.
 
         Args:
             x: `[N, D]`; only what stands where the file has holes is used.
             path: .csv, .tsv or .parquet.
-            beside: More columns of numbers, put behind the file's own.
+            beside: More columns with their decoded cells, put behind the file's own.
 
         Raises:
             UsageError: The suffix is another.
@@ -187,14 +187,14 @@ class Sheet:
         for place, column in enumerate(self.columns):
             made = column.decode(np.where(holes[:, place], x[:, place].double().numpy(), np.nan))
             filled[column.name] = (column, made, holes[:, place])
-        names = [*self.raw.names, *(name for name, _ in beside)]
-        extra = [[None if value != value else value for value in values] for _, values in beside]
+        names = [*self.raw.names, *(column.name for column, _ in beside)]
+        own = zip(self.raw.names, self.raw.arrays, strict=True)
         if path.suffix.lower() == ".parquet":
-            arrays = [_patched(a, *filled[n]) if n in filled else a for n, a in zip(self.raw.names, self.raw.arrays, strict=True)]
-            content = files.parquet_of(names, arrays + [arrow().array(values, arrow().float64()) for values in extra])
+            arrays = [_patched(array, *filled[name]) if name in filled else array for name, array in own]
+            content = files.parquet_of(names, arrays + [_as_type(made, _type_of(column)) for column, made in beside])
         else:
-            texts = [_retold(a, filled.get(n)) for n, a in zip(self.raw.names, self.raw.arrays, strict=True)]
-            texts += [["" if value is None else f"{value:.7g}" for value in values] for values in extra]
+            texts = [_retold(array, filled.get(name)) for name, array in own]
+            texts += [[_safe(column, value) for value in made] for column, made in beside]
             content = files.text_of(names, texts, files.SEPARATORS[path.suffix.lower()])
         _save(path, content)
 
