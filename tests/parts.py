@@ -115,6 +115,7 @@ ELSEWHERE = {
     "AutoregressiveCodes": "tests/test_codes.py",
     "Quantised": "tests/test_codes.py",
     "NormalPerClass": "tests/test_conditional.py",
+    "Columns": "tests/test_tables.py",
 }
 
 

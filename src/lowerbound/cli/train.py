@@ -87,7 +87,11 @@ class Common:
 
 
 _COMMON: dict[str, tuple[Any, Any, str]] = {
-    "data": (str, inspect.Parameter.empty, "mnist, fashion-mnist, mnist-5k, digits, or the path of a .npy, .npz, .csv, .tsv or .parquet."),
+    "data": (
+        str,
+        inspect.Parameter.empty,
+        "mnist, fashion-mnist, mnist-5k, digits, or the path of a .npy, .npz, .csv, .tsv or .parquet.",
+    ),
     "out": (Path, inspect.Parameter.empty, "The run folder; never overwritten without being asked."),
     "minutes": (float | None, None, "Train for so long instead of, or at most besides, --epochs."),
     "seed": (int, 0, "Determines initial weights, order and noise."),

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lowerbound.data import Source
+from lowerbound.data import Source, Support
 from lowerbound.evaluation.caveats import caveats, ceiling, codes, left_out, trust
 from lowerbound.evaluation.measuring import Plan
 from lowerbound.evidence import KHAT_LIMIT
@@ -52,7 +52,7 @@ class Evaluation:
             a mixture of that and the prior (`lowerbound.evidence.Defensive`).
         num_samples: K.
         n: Examples measured.
-        bits_per_dim: -log_px / (dimensions of x * log 2), where the likelihood is one; of dequantised data that of
+        bits_per_dim: -log_px / (dimensions of x * log 2), where the likelihood is one (but of tables); of dequantised data that of
             their levels, so -(log_px + the source's log_correction) / (dimensions of x * log 2).
         ess_median: The median over examples of the effective sample size of the K weights; None of discrete codes.
         khat_bad: The fraction of examples whose k-hat is above 0.7; None if K is too small to tell, and of discrete
@@ -223,7 +223,8 @@ def summary(
         n=len(measured["distortion"]),
         bits_per_dim=(
             None
-            if log_px is None or not is_likelihood
+            # The cells of a table are of many units, and some are missing: there is no mean of them.
+            if log_px is None or not is_likelihood or source.support is Support.TABLE
             else bits_per_dim(log_px + source.log_correction, vae.event_shape)
         ),
         ess_median=measured["ess"].median().item() if "ess" in measured else None,

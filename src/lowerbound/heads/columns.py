@@ -167,7 +167,9 @@ class Columns(Likelihood):
 
 
 def _check(columns: tuple[Column, ...], least_scale: float) -> None:
-    bad = [c.name for c in columns if c.kind.has_levels and (not c.levels or len(c.levels) > 2 and c.kind is Kind.BINARY)]
+    bad = [
+        c.name for c in columns if c.kind.has_levels and (not c.levels or (len(c.levels) > 2 and c.kind is Kind.BINARY))
+    ]
     if not columns or bad or not 0 < least_scale <= 1:
         raise UsageError(
             "A Columns likelihood needs at least one column, labels for each that has some (two at most for a binary "

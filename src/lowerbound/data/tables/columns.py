@@ -179,7 +179,10 @@ class Column:
             return [self._date(day) for day in np.clip(values, _FIRST_DAY, _LAST_DAY).tolist()]
         values = np.clip(values, -_HUGE, _HUGE)
         if self.decimals < 0:
-            return [float(f"{value:.7g}") for value in values.tolist()]
+            if self.kind is Kind.REAL:
+                # What float32 knows of a cell near 0, it knows in fractions of the scale.
+                values = np.round(values, int(np.clip(6 - math.floor(math.log10(self.scale)), -290, 290)))
+            return [float(f"{value:.7g}") + 0.0 for value in values.tolist()]
         # Adding 0 makes -0.0 a plain 0.
         rounded = (np.round(values, self.decimals) + 0.0).tolist()
         if self.kind is Kind.POSITIVE:
