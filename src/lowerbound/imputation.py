@@ -21,10 +21,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lowerbound.data import Support
 from lowerbound.errors import UsageError
 from lowerbound.evidence.checks import check_density, check_draws
 from lowerbound.evidence.checks import draw as draw_z
+from lowerbound.heads import Columns
 from lowerbound.mixed import Row
 from lowerbound.model import VAE, Trace
 from lowerbound.tasks import inference
@@ -106,7 +106,7 @@ def impute(
 
 
 def _check(vae: VAE, x: Tensor) -> None:
-    if Support.TABLE not in vae.likelihood.exact:
+    if not isinstance(vae.likelihood, Columns):
         raise UsageError(
             f"Cells are filled in by a model of tables, with the likelihood Columns; this one has the likelihood "
             f"{type(vae.likelihood).__name__}. Train one on a table: lowerbound train tabular."
@@ -123,7 +123,7 @@ def _fill(vae: VAE, x: Tensor, num_samples: int, draws: int, interval: float) ->
     missing = torch.isnan(x)
     guess = torch.where(missing, p.average(weights.to(x.dtype)), x)
     low, high = _quantiles(p.sample(), weights.to(x.dtype), interval)
-    labels = torch.tensor([c.kind.has_levels for c in _columns(vae)], device=x.device)
+    labels = torch.tensor([column.kind.has_levels for column in _head(vae).columns], device=x.device)
     low, high = (torch.where(missing, end.masked_fill(labels, torch.nan), x) for end in (low, high))
     made = x.new_zeros(0, *x.shape)
     if draws:
@@ -139,8 +139,10 @@ def _rows(vae: VAE, z: Tensor) -> Row:
     return p
 
 
-def _columns(vae: VAE) -> tuple[object, ...]:
-    return tuple(vae.likelihood.columns)
+def _head(vae: VAE) -> Columns:
+    head = vae.likelihood
+    assert isinstance(head, Columns)
+    return head
 
 
 def _quantiles(draws: Tensor, weights: Tensor, interval: float) -> tuple[Tensor, Tensor]:

@@ -85,8 +85,11 @@ class Measured(Cells):
 
     def sample(self, shape: torch.Size) -> Tensor:
         if self.degrees is None:
-            return td.Normal(self.loc, self.log_scale.exp(), validate_args=False).sample(shape)
-        return td.StudentT(self.degrees, self.loc, self.log_scale.exp(), validate_args=False).sample(shape)
+            each: td.Distribution = td.Normal(self.loc, self.log_scale.exp(), validate_args=False)
+        else:
+            each = td.StudentT(self.degrees, self.loc, self.log_scale.exp(), validate_args=False)
+        drawn: Tensor = each.sample(shape)
+        return drawn
 
     def average(self, weights: Tensor | None) -> Tensor:
         return _weighted(self.loc, weights)

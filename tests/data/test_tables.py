@@ -229,7 +229,9 @@ def test_separators_and_quotes_are_found(tmp_path):
     table = Table((Column("a, b", Kind.REAL),))
     for mark, name in ((";", "t.csv"), ("\t", "t.tsv"), ("\t", "t.csv"), (",", "t.tsv")):
         path = tmp_path / name
-        path.write_text(f'"a, b"{mark}c{mark}d\n' + "\n".join(f'{i}{mark}"x\n{i % 3}"{mark}"x{mark}y"' for i in range(9)))
+        path.write_text(
+            f'"a, b"{mark}c{mark}d\n' + "\n".join(f'{i}{mark}"x\n{i % 3}"{mark}"x{mark}y"' for i in range(9))
+        )
         fitted = table.fitted(path)
         assert [c.name for c in fitted.columns] == ["a, b", "c", "d"]
         assert fitted.columns[1].levels == ("x\n0", "x\n1", "x\n2")

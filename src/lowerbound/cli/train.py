@@ -304,9 +304,9 @@ def _reading(common: Common) -> Table | None:
     """Returns how a table is read, if anything was said of its columns."""
     if not common.columns and not common.ignore:
         return None
-    from lowerbound.data import Column, Table, reading_of
+    from lowerbound.data import Column, Table
 
-    if not isinstance(reading_of(common.data), Table):
+    if Path(common.data).suffix.lower() not in Table.exports:
         raise UsageError(f"--columns and --ignore are of tables, .csv, .tsv or .parquet; {common.data} is none.")
     said = [part for text in common.columns for part in text.split(",") if part]
     left_out = [part for text in common.ignore for part in text.split(",") if part]

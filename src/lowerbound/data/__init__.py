@@ -9,7 +9,7 @@ from lowerbound.data.arrays import Arrays
 from lowerbound.data.binarise import Binarise
 from lowerbound.data.dequantise import Dequantised
 from lowerbound.data.named import NAMED
-from lowerbound.data.open import SPLITS, Data, View, open_data, reading_of
+from lowerbound.data.open import SPLITS, Data, View, open_data
 from lowerbound.data.order import derive_seed, epoch_order, generator
 from lowerbound.data.reading import Reading
 from lowerbound.data.source import ArraySource, Batch, Source, Support, batches, check_support, mean
@@ -38,5 +38,4 @@ __all__ = [
     "generator",
     "mean",
     "open_data",
-    "reading_of",
 ]
