@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from command import assert_refused, call, run, succeed
+from command import assert_refused, call, run, succeed, tiny
 
 from lowerbound.data import Kind
 
@@ -241,5 +241,5 @@ def test_what_cannot_be_is_refused_in_one_paragraph(name, folder, tmp_path, monk
 
 
 def test_a_model_of_pictures_makes_no_tables(tmp_path):
-    succeed(call("train", "mlp", "--data", "digits", "--out", tmp_path / "run", "--epochs", 1, "--width", 8, "--latent-dim", 2, "--device", "cpu"))  # fmt: skip
+    succeed(call(*tiny(tmp_path / "run")))
     assert_refused(call("sample", tmp_path / "run", "--out", tmp_path / "x.csv"), 2, "not trained on a table")

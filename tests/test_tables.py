@@ -78,7 +78,7 @@ def test_each_kind_of_cell_has_the_density_or_probability_of_its_kind():
 def test_ordinal_labels_have_cumulative_logits():
     head = scramble(lb.heads.Columns((4,), COLUMNS)).double()
     features = torch.randn(3, 4, generator=generator(0)).double()
-    levels = dict((tuple(i.tolist()), c) for i, c in head(features, torch.Size([3])).parts)[(1, 7)]
+    levels = {tuple(i.tolist()): c for i, c in head(features, torch.Size([3])).parts}[(1, 7)]
     steps = torch.nn.functional.softplus(head.steps[0, 1:]) + 1e-3
     thresholds = torch.cat([head.steps[0, :1], steps]).cumsum(0)
     (location,) = head.project(features)[:, -2:-1].T

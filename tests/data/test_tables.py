@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from lowerbound import spec
 from lowerbound.data import Column, Data, Kind, Support, Table, View, epoch_order, open_data
 from lowerbound.data.tables import balanced_index
+from lowerbound.data.tables.cells import MISSING
 from lowerbound.data.tables.infer import MAX_LEVELS
 from lowerbound.errors import DataError, UsageError
 
@@ -180,27 +181,18 @@ def test_a_parquet_file_keeps_its_types(tmp_path):
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    st.lists(
-        st.one_of(st.none(), st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=6)),
-        min_size=1,
-        max_size=12,
-    )
-)
+@given(st.lists(st.none() | st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=6), max_size=12))
 def test_any_text_is_a_label_and_comes_back(tmp_path, cells):
     path = tmp_path / "t.parquet"
-    pq.write_table(pa.table({"v": pa.array(cells, pa.string()), "w": pa.array([1.5] * len(cells))}), path)
-    kept = [None if c is None else c for c in cells]
-    table = Table((Column("v", Kind.CATEGORICAL),))
-    try:
-        fitted = table.fitted(path)
-    except DataError as error:
-        assert "no cell" in str(error)
-        return
-    again = fitted.columns[0].decode(fitted.read(path).x[:, 0].numpy())
-    assert [a for a in again if a is not None] == [
-        c.strip() if (c := kept[i]) else c for i, a in enumerate(again) if a is not None
-    ] or any(c and c != c.strip() for c in kept if c)
+    pq.write_table(pa.table({"v": pa.array(["a", *cells], pa.string())}), path)
+    table = Table((Column("v", Kind.CATEGORICAL),)).fitted(path)
+    again = table.columns[0].decode(table.read(path).x[:, 0].numpy())
+    assert again[0] == "a"
+    for found, cell in zip(again[1:], cells, strict=True):
+        # Without the spaces around it, whatever Unicode calls one.
+        bare = None if cell is None else cell.strip()
+        assert found == (None if bare in (None, *MISSING) else found)
+        assert found is None or found in cell
 
 
 def test_a_fitted_table_is_described_and_built_again(file):
@@ -382,7 +374,7 @@ def test_nested_columns_are_refused_unless_ignored(tmp_path):
 
 def test_columns_that_are_not_there(tmp_path):
     path = written(tmp_path / "a.csv", "age,b", [1, 2, 3], [1.5, 2.5, 3.5])
-    with pytest.raises(UsageError, match="no column 'agee'. Did you mean age"):
+    with pytest.raises(UsageError, match=r"no column 'agee'\. Did you mean age"):
         Table(ignore=("agee",)).fitted(path)
     with pytest.raises(UsageError, match="twice"):
         Table((Column("age", Kind.REAL),), ("age",))

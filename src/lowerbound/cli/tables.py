@@ -89,8 +89,8 @@ def impute(
         print_json({"out": str(out), "files": written, "n": len(sheet.x), "filled": holes, "ess_median": ess})
     else:
         stdout.print(
-            f"Filled {holes:,} cells in {len(sheet.x):,} rows into {escape(', '.join(map(str, files)))}; the median row "
-            f"has {ess:.0f} effective draws of {samples:,}.",
+            f"Filled {holes:,} cells in {len(sheet.x):,} rows into {escape(', '.join(map(str, files)))}; the median "
+            f"row has {ess:.0f} effective draws of {samples:,}.",
             soft_wrap=True,
         )
 
@@ -123,8 +123,8 @@ def sample_rows(
         x, effective = sample_given(vae, given_row(table, where), n, seed=seed)
         if effective < n:
             notes.append(
-                f"The rows with {', '.join(where)} come from {effective:.0f} effective draws of z: they are less varied "
-                f"than {n:,} rows should be"
+                f"The rows with {', '.join(where)} come from {effective:.0f} effective draws of z: they are less "
+                f"varied than {n:,} rows should be"
             )
     else:
         x = tasks.sample(vae, n, seed=seed, draw=True)

@@ -52,8 +52,8 @@ class Evaluation:
             a mixture of that and the prior (`lowerbound.evidence.Defensive`).
         num_samples: K.
         n: Examples measured.
-        bits_per_dim: -log_px / (dimensions of x * log 2), where the likelihood is one (but of tables); of dequantised data that of
-            their levels, so -(log_px + the source's log_correction) / (dimensions of x * log 2).
+        bits_per_dim: -log_px / (dimensions of x * log 2), where the likelihood is one (but of tables); of dequantised
+            data that of their levels, so -(log_px + the source's log_correction) / (dimensions of x * log 2).
         ess_median: The median over examples of the effective sample size of the K weights; None of discrete codes.
         khat_bad: The fraction of examples whose k-hat is above 0.7; None if K is too small to tell, and of discrete
             codes.

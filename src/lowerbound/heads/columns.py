@@ -22,8 +22,8 @@ from lowerbound.nn import Linear
 _LEAST_DEGREES, _MOST_DEGREES = 3.0, 100.0
 _LEAST_STEP = 1e-3
 _OF_CELLS = (
-    "log p(x) is of the observed cells of a row: densities per unit of the file for measured columns, probabilities for "
-    "counts and labels; it compares models on the same table with the same holes, and nothing else"
+    "log p(x) is of the observed cells of a row: densities per unit of the file for measured columns, probabilities "
+    "for counts and labels; it compares models on the same table with the same holes, and nothing else"
 )
 
 
@@ -36,8 +36,8 @@ class Columns(Likelihood):
 
     $$P(x \le l\,|\,z) = \sigma(t_l - \eta(z))$$
 
-    (cumulative logits; McCullagh, 1980, "Regression models for ordinal data"). It begins at each column's own frequencies,
-    whatever z is.
+    (cumulative logits; McCullagh, 1980, "Regression models for ordinal data"). It begins at each column's own
+    frequencies, whatever z is.
 
     Scales cannot fall below `least_scale` of the column's standard deviation: without a limit the density of a column
     that is constant, or rounded, grows without bound.
@@ -92,7 +92,8 @@ class Columns(Likelihood):
 
     def _parts(self) -> tuple[list[int], ...]:
         kinds = (
-            (Kind.REAL, Kind.DATE), (Kind.POSITIVE,), (Kind.COUNT,), (Kind.BINARY,), (Kind.CATEGORICAL,), (Kind.ORDINAL,),
+            (Kind.REAL, Kind.DATE), (Kind.POSITIVE,), (Kind.COUNT,),
+            (Kind.BINARY,), (Kind.CATEGORICAL,), (Kind.ORDINAL,),
         )  # fmt: skip
         return tuple([d for d, c in enumerate(self.columns) if c.kind in kind] for kind in kinds)
 

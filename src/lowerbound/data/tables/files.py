@@ -68,11 +68,11 @@ def read(path: Path) -> Raw:
 
 
 def separator_of(header: str, suffix: str) -> str:
-    """Returns the one of , ; and tab that a header has most of outside quotation marks.
+    r"""Returns the one of , ; and tab that a header has most of outside quotation marks.
 
     Example:
         >>> separator_of('a;"b, and c";d', ".csv"), separator_of("only", ".tsv")
-        (';', '\\t')
+        (';', '\t')
     """
     outside = "".join(header.split('"')[::2])
     default = SEPARATORS.get(suffix.lower(), ",")
@@ -106,8 +106,8 @@ def _check_text(content: bytes, path: Path) -> None:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise DataError(
-            f"{path} should be text in UTF-8, but line {line:,} has the byte 0x{content[error.start]:02x}, which is none. "
-            "Save it again in UTF-8."
+            f"{path} should be text in UTF-8, but line {line:,} has the byte 0x{content[error.start]:02x}, which is "
+            "none. Save it again in UTF-8."
         ) from error
 
 
@@ -118,8 +118,8 @@ def _check_names(names: Sequence[str], path: Path) -> None:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise DataError(
-            f"{path}: the header has {', '.join(repr(n) for n in twice[:5])} more than once. Each column needs a name of "
-            "its own."
+            f"{path}: the header has {', '.join(repr(n) for n in twice[:5])} more than once. Each column needs a name "
+            "of its own."
         )
     if len(names) > MAX_COLUMNS:
         raise DataError(f"{path} has {len(names):,} columns; a table here has at most {MAX_COLUMNS:,}.")
@@ -191,8 +191,8 @@ def check_types(raw: Raw, used: Iterable[str], path: Path) -> None:
     """Raises `DataError` for columns of a Parquet file that hold neither numbers, text nor dates."""
     types = arrow().types
     known = (
-        types.is_boolean, types.is_integer, types.is_floating, types.is_decimal, types.is_string, types.is_large_string,
-        types.is_date, types.is_timestamp,
+        types.is_boolean, types.is_integer, types.is_floating, types.is_decimal,
+        types.is_string, types.is_large_string, types.is_date, types.is_timestamp,
     )  # fmt: skip
     wrong = [f"{name} ({raw[name].type})" for name in used if not any(is_one(raw[name].type) for is_one in known)]
     if wrong:

@@ -29,8 +29,11 @@ _FEW_LEVELS, _EACH = 10, 5
 _MOSTLY = 0.9
 _SKEWED = 1.0
 _ALWAYS_ALLOWED = 20
-_STORED = frozenset({"bool", "float", "double", "date32[day]", "timestamp[s]", "timestamp[ms]",
-                     "timestamp[us]", "timestamp[ns]"} | {f"{sign}int{n}" for sign in ("", "u") for n in (8, 16, 32, 64)})  # fmt: skip
+_STORED = frozenset(
+    {"bool", "float", "double", "date32[day]"}
+    | {f"timestamp[{unit}]" for unit in ("s", "ms", "us", "ns")}
+    | {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
+)
 
 
 def infer(name: str, array: Any, where: str, declared: Column | None = None) -> Column:
@@ -172,12 +175,13 @@ def _with_levels(name: str, kind: Kind, array: Any, where: str, given: tuple[str
     if kind is Kind.BINARY and len(levels) > 2:
         raise DataError(
             f"{where}: the column {name!r} should be binary, but has {len(levels)} different labels: "
-            f"{', '.join(_short(level) for level in levels[:5])}, ... Call it categorical: --columns {name}=categorical."
+            f"{', '.join(_short(level) for level in levels[:5])}, ... Call it categorical: --columns "
+            f"{name}=categorical."
         )
     if len(levels) > MAX_LEVELS or max(map(len, levels)) > _MAX_LABEL:
         raise DataError(
-            f"{where}: the column {name!r} can have at most {MAX_LEVELS:,} labels of at most {_MAX_LABEL:,} characters; "
-            f"it has {len(levels):,}, the longest of {max(map(len, levels)):,}. Leave it out: --ignore {name}."
+            f"{where}: the column {name!r} can have at most {MAX_LEVELS:,} labels of at most {_MAX_LABEL:,} characters; it "
+            f"has {len(levels):,}, the longest of {max(map(len, levels)):,}. Leave it out: --ignore {name}."
         )
     column = Column(name, kind, levels=levels, storage=_storage(array))
     places = column.encode(array)[0]

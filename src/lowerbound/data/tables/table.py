@@ -107,8 +107,8 @@ class Table(Reading):
         lacking = [column.name for column in fitted.columns if column.name not in raw.names]
         if lacking:
             raise DataError(
-                f"{path} should have the columns of the training table, but {', '.join(lacking[:5])} is not there; it has "
-                f"{', '.join(raw.names[:20])}. Where nothing is known of a column, give it with empty cells."
+                f"{path} should have the columns of the training table, but {', '.join(lacking[:5])} is not there; it "
+                f"has {', '.join(raw.names[:20])}. Where nothing is known of a column, give it with empty cells."
             )
         files.check_types(raw, [column.name for column in fitted.columns], path)
         cells, notes = [], []
