@@ -222,7 +222,9 @@ REFUSED = {
         ("train", "tabular", "--data", "digits", "--out", "{new}", "--ignore", "id"), 2, "--columns and --ignore",
     ),
     "pictures": (("train", "tabular", "--data", "digits", "--out", "{new}"), 2, "learns tables"),
-    "no such column": (("train", "tabular", "--data", "{csv}", "--out", "{new}", "--ignore", "iid"), 2, "Did you mean id"),
+    "no such column": (
+        ("train", "tabular", "--data", "{csv}", "--out", "{new}", "--ignore", "iid"), 2, "Did you mean id",
+    ),
     "no such kind": (("train", "tabular", "--data", "{csv}", "--out", "{new}", "--columns", "age=cuont"), 2, "count"),
     "names": (("train", "tabular", "--data", "{csv}", "--out", "{new}"), 3, "--ignore id"),
     "balance by a number": (

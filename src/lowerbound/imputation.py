@@ -168,7 +168,8 @@ def sample_given(vae: VAE, given: Tensor, n: int, *, seed: int = 0) -> tuple[Ten
         seed: Seeds the draws.
 
     Returns:
-        The rows, `[n, D]`, and the effective number of proposals: much less than n means that the rows are few in truth.
+        The rows, `[n, D]`, and the effective number of proposals: much less than n means that the rows are few in
+        truth.
 
     Raises:
         UsageError: The model is none of tables, or `n` is below 1.

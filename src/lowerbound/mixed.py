@@ -6,7 +6,8 @@ observed count (Mattei and Frellsen, 2019, "MIWAE: deep generative modelling and
 $$\log p(x_o|z) = \sum_{d \in o} \log p_d(x_d|z)$$
 
 A missing cell is NaN. Where cells are missing at random, that is, whether one is missing depends on nothing but what
-was observed, this is all of the likelihood that speaks of the table, and a bound on \(\log p(x_o)\) is what to maximise.
+was observed, this is all of the likelihood that speaks of the table, and a bound on \(\log p(x_o)\) is what to
+maximise.
 
 **Units.** What x holds of a measured column is \(u = (v - \text{loc})/\text{scale}\), or that of \(\log v\). The
 density is that of v, in the file's own unit, so it does not depend on how x was scaled:

@@ -265,7 +265,8 @@ def test_what_was_there_is_written_as_it_was(tmp_path):
 def test_a_filled_parquet_file_keeps_every_type_and_value(tmp_path):
     path = tmp_path / "t.parquet"
     table = pa.table({
-        "n": pa.array([1, None, 3, 200], pa.uint8()), "when": pa.array([date(2020, 1, 2), None, date(2021, 1, 2), None]),
+        "n": pa.array([1, None, 3, 200], pa.uint8()),
+        "when": pa.array([date(2020, 1, 2), None, date(2021, 1, 2), None]),
         "list": pa.array([[1], [2], None, []]), "c": pa.array(["a", "b", None, "a"]).dictionary_encode(),
     })  # fmt: skip
     pq.write_table(table, path)

@@ -158,8 +158,8 @@ def _parsed(body: bytes, width: int, separator: str, path: Path) -> tuple[Any, .
         shown = "; ".join(f"row {number} has {found}" for number, found in ragged[:5])
         more = f"; and {len(ragged) - 5:,} more" if len(ragged) > 5 else ""
         raise DataError(
-            f"{path}: each row should have {width} cells as the header does, but {shown}{more}. Put cells that hold the "
-            'separator or a line break between quotation marks (").'
+            f"{path}: each row should have {width} cells as the header does, but {shown}{more}. Put cells that hold "
+            'the separator or a line break between quotation marks (").'
         )
     arrays = tuple(column.combine_chunks().slice(1) for column in table.columns)
     if body.count(b'"') % 2 and any("\n" in (a[-1].as_py() or "") for a in arrays if len(a)):
