@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench bench-full bench-likelihood peers verification clean
+.PHONY: demo test lint bench bench-full bench-likelihood bench-imputation bench-synthetic peers verification clean
 
 demo: $(STAMP)
 	$(BIN)/lowerbound train mlp --data mnist-5k --epochs 80 --out runs/demo --overwrite
@@ -42,6 +42,13 @@ verification: $(STAMP)
 # Hours. One thread, because the weights are then the same, bit for bit, wherever the processor is of the same kind.
 bench-likelihood: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/likelihood.py --json docs/results/likelihood.json
+
+# Minutes each. Tables: what is put into the holes, and what a classifier learns from made rows.
+bench-imputation: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/imputation.py --json docs/results/imputation.json
+
+bench-synthetic: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/synthetic.py --json docs/results/synthetic.json
 
 # Trainings of your own in runs/ stay.
 clean:
