@@ -16,12 +16,11 @@ import torch
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.metrics import balanced_accuracy_score, f1_score
 from sklearn.model_selection import train_test_split
-from tables import REAL, read, told, train
+from tables import REAL, asked, read, told, train
 
 import lowerbound as lb
 from lowerbound.data import Kind
 
-SEEDS = range(5)
 SETTINGS: dict[str, Any] = {"width": 64, "lr": 2e-3, "heavy_tails": False, "least_scale": 0.1}
 UPDATES = 1500
 _ROWS, _RARE = 3000, 0.01
@@ -74,12 +73,13 @@ def judged(x: np.ndarray, y: np.ndarray, test_x: np.ndarray, test_y: np.ndarray,
 
 def main() -> None:
     torch.set_num_threads(1)
+    options = asked(__doc__.splitlines()[0])
     names = ("real rows", "lowerbound, tabular")
     columns = [f"{data}: {what}" for data in tables() for what in ("balanced accuracy", "F1 of the rarest")]
     found: dict[str, dict[str, list[float]]] = {name: {column: [] for column in columns} for name in names}
     shares = []
     for data, (x, y, kinds) in tables().items():
-        for seed in SEEDS:
+        for seed in range(options.seeds):
             learn_x, test_x, learn_y, test_y = train_test_split(x, y, test_size=0.3, stratify=y, random_state=seed)
             rows = {names[0]: (learn_x, learn_y), names[1]: made(learn_x, learn_y, kinds, seed)}
             for name, (of_x, of_y) in rows.items():
@@ -92,8 +92,8 @@ def main() -> None:
         f"Of the made rows of the mixed table {np.mean(shares):.1%} are of the class that is 1.0% of the real ones.",
         "TVAE of the package ctgan is left out: it wants an environment of its own.",
     ]
-    title = "A forest that learned from made rows, on real ones; mean and deviation over 5 splits"
-    told(title, found, {**SETTINGS, "updates": UPDATES}, notes)
+    title = "A forest that learned from made rows, on real ones; mean and deviation over the splits"
+    told(title, found, {**SETTINGS, "updates": UPDATES}, notes, options)
 
 
 if __name__ == "__main__":

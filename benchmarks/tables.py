@@ -50,11 +50,22 @@ def train(table: Table, x: torch.Tensor, settings: dict[str, Any], seed: int) ->
     return run.vae
 
 
-def told(title: str, found: dict[str, dict[str, list[float]]], settings: Any, notes: list[str]) -> None:
-    """Prints means and standard deviations over the seeds, and writes the record where `--json` says."""
+def asked(title: str) -> argparse.Namespace:
+    """Returns what the command line says: `json`, where to write the record, and `seeds`, how many."""
     parser = argparse.ArgumentParser(description=title)
     parser.add_argument("--json", type=Path, help="also write the record here")
-    options = parser.parse_args()
+    parser.add_argument("--seeds", type=int, default=5)
+    return parser.parse_args()
+
+
+def told(
+    title: str,
+    found: dict[str, dict[str, list[float]]],
+    settings: Any,
+    notes: list[str],
+    options: argparse.Namespace,
+) -> None:
+    """Prints means and standard deviations over the seeds, and writes the record where `--json` says."""
     shown = Shown("", *next(iter(found.values())), title=title, title_justify="left")
     for name, row in found.items():
         shown.add_row(name, *(f"{np.mean(v):.3f} ± {np.std(v):.3f}" if v else "" for v in row.values()))

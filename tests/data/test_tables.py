@@ -309,7 +309,7 @@ BROKEN = {
     "names": (b"a\n" + b"\n".join(b"person %d" % i for i in range(60)), "60 different values in 60 cells"),
     "an endless number": (b"a\n" + b"1.5\n" * 30 + b"1e999\n", "row 31: '1e999'"),
     "a huge cell": (b"a,b\n1,2\n3," + b"x" * (2 << 20) + b"\n", "the longest of 2,097,152"),
-    "a long label": (b"a\n" + b"x\n" * 30 + b"y" * 1001 + b"\n", "at most 1,000 characters"),
+    "a long label": (b"a\n" + b"x\n" * 30 + b"y" * 1001 + b"\n", "at most 1,000 letters"),
 }  # fmt: skip
 
 

@@ -174,8 +174,8 @@ def _check(columns: tuple[Column, ...], least_scale: float) -> None:
     if not columns or bad or not 0 < least_scale <= 1:
         raise UsageError(
             "A Columns likelihood needs at least one column, labels for each that has some (two at most for a "
-            f"binary one), and a least_scale above 0 and at most 1; got {len(columns)} columns, {bad[:5]} without such labels, "
-            f"and least_scale={least_scale}. Table().fitted(path).columns finds the labels."
+            f"binary one), and a least_scale above 0 and at most 1; got {len(columns)} columns, {bad[:5]} without such "
+            f"labels, and least_scale={least_scale}. Table().fitted(path).columns finds the labels."
         )
 
 
