@@ -8,6 +8,7 @@ forests is missForest (Stekhoven and Bühlmann, 2012) but for its stopping rule.
 
 from __future__ import annotations
 
+import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -89,6 +90,7 @@ def main() -> None:
                 away = (fill(np.where(missing, np.nan, whole), seed) - whole)[missing]
                 spent[name] += time.process_time() - began
                 found[name][data].append(float(np.sqrt((away**2).mean())))
+                print(f"{data}, seed {seed}, {name}: {found[name][data][-1]:.4f}", file=sys.stderr, flush=True)
     times = ", ".join(f"{name} {seconds / options.seeds:.0f} s" for name, seconds in spent.items())
     title = "Root mean squared error of the missing half, mean and deviation over the seeds"
     told(title, found, {"ours": SETTINGS, "updates": UPDATES, "models": MODELS}, [f"Processor time: {times}."], options)

@@ -9,6 +9,7 @@ Settings were chosen on splits of the 70 of other seeds, from 100 on.
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -86,6 +87,7 @@ def main() -> None:
                 scores = judged(of_x, of_y, test_x, test_y, seed)
                 for what, score in zip(("balanced accuracy", "F1 of the rarest"), scores, strict=True):
                     found[name][f"{data}: {what}"].append(float(score))
+                    print(f"{data}, split {seed}, {name}, {what}: {score:.3f}", file=sys.stderr, flush=True)
             if data == "mixed":
                 shares.append(float((rows[names[1]][1] == 1).mean()))
     notes = [

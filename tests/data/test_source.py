@@ -141,8 +141,14 @@ def test_moving_a_source_keeps_its_values_labels_and_fingerprint():
 @pytest.mark.parametrize(
     ("support", "value"),
     [
-        *((support, value) for support in Support for value in (math.nan, math.inf, -math.inf)),
-        *((support, value) for support in Support if support is not Support.REAL for value in (-0.01, 1.01)),
+        *((support, value) for support in Support for value in (math.inf, -math.inf)),
+        *((support, math.nan) for support in Support if support is not Support.TABLE),
+        *(
+            (support, value)
+            for support in Support
+            if support not in (Support.REAL, Support.TABLE)
+            for value in (-0.01, 1.01)
+        ),
         (Support.BINARY, 0.5),
         (Support.EIGHT_BIT, 0.5),
         (Support.COUNT, 2.5),
@@ -170,6 +176,7 @@ def test_an_impossible_value_is_refused_naming_its_example_and_position(support,
         (Support.UNIT_INTERVAL, [0.0, 1e-30, 0.3, 1.0]),
         (Support.COUNT, [0.0, 1.0, 7.0, 1e7]),
         (Support.REAL, [-1e30, 0.0, 1e30]),
+        (Support.TABLE, [-1e30, math.nan, 1e30]),
     ],
 )
 def test_possible_values_up_to_the_edge_of_the_support_are_taken(support, values):

@@ -180,8 +180,8 @@ def _with_levels(name: str, kind: Kind, array: Any, where: str, given: tuple[str
         )
     if len(levels) > MAX_LEVELS or max(map(len, levels)) > _MAX_LABEL:
         raise DataError(
-            f"{where}: the column {name!r} can have at most {MAX_LEVELS:,} labels of at most {_MAX_LABEL:,} letters; it "
-            f"has {len(levels):,}, the longest of {max(map(len, levels)):,}. Leave it out: --ignore {name}."
+            f"{where}: the column {name!r} can have at most {MAX_LEVELS:,} labels of at most {_MAX_LABEL:,} letters; "
+            f"it has {len(levels):,}, the longest of {max(map(len, levels)):,}. Leave it out: --ignore {name}."
         )
     column = Column(name, kind, levels=levels, storage=_storage(array))
     places = column.encode(array)[0]
