@@ -20,8 +20,8 @@ def tabular(
     depth: int = 2,
     num_samples: int = 20,
     hide: float = 0.5,
-    heavy_tails: bool = True,
-    least_scale: float = 0.01,
+    heavy_tails: bool = False,
+    least_scale: float = 0.1,
     balance: str = "",
     weight_decay: float = 1e-3,
     average: float = 0.99,
@@ -42,7 +42,7 @@ def tabular(
         num_samples: K, draws of z a row in one bound.
         hide: The share of rows in training of which cells are hidden from the encoder, so that it knows rows with
             holes.
-        heavy_tails: Student's t for real columns instead of the normal density.
+        heavy_tails: Student's t for real columns instead of the normal density: for tables with outliers.
         least_scale: The least standard deviation of a cell given z, as a fraction of its column's.
         balance: A column of labels whose rare ones are repeated in training, in proportion to the root of their number.
         weight_decay: Decoupled weight decay.
