@@ -2,7 +2,7 @@
 
 The root mean squared error of the missing cells, each column standardised by its own mean and standard deviation (of
 the whole table); 5 seeds by default, each with other holes. Every method sees the table with holes alone. The settings
-of ours were chosen for each table on holes of other seeds, from 100 on. scikit-learn's `IterativeImputer` with random
+of ours were chosen for each table on holes of other seeds, 100 and 101. scikit-learn's `IterativeImputer` with random
 forests is missForest (Stekhoven and Bühlmann, 2012) but for its stopping rule.
 """
 
