@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench bench-full bench-likelihood bench-streaming bench-text bench-camera peers verification clean
+.PHONY: demo test lint bench bench-full bench-likelihood bench-streaming bench-text bench-camera bench-imputation \
+	bench-synthetic peers verification clean
 
 demo: $(STAMP)
 	$(BIN)/lowerbound train mlp --data mnist-5k --epochs 80 --out runs/demo --overwrite
@@ -57,6 +58,13 @@ bench-text: $(STAMP)
 # Half an hour: ten trainings with factors told, ten each with none.
 bench-camera: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/camera.py --json docs/results/camera.json
+
+# Minutes each. Tables: what is put into the holes, and what a classifier learns from made rows.
+bench-imputation: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/imputation.py --json docs/results/imputation.json
+
+bench-synthetic: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/synthetic.py --json docs/results/synthetic.json
 
 # Trainings of your own in runs/ stay.
 clean:

@@ -118,6 +118,7 @@ ELSEWHERE = {
     "WithFactors": "tests/test_supervised.py",
     "NormalPerClass": "tests/test_conditional.py",
     "RecurrentText": "tests/test_text.py",
+    "Columns": "tests/test_tables.py",
 }
 
 

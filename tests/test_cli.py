@@ -39,7 +39,7 @@ KEYS = {
     "notes",
     "units",
 }
-VERBS = ("train", "evaluate", "sample", "reconstruct", "encode", "interpolate", "recipes", "data")
+VERBS = ("train", "evaluate", "sample", "reconstruct", "encode", "interpolate", "impute", "recipes", "data")
 
 
 def pixels(path: Path) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -26,6 +27,8 @@ SMALL = {
     "positions": 4,
     "prior_width": 16,
 }
+# Recipes that are not for pictures, and the file that tests them.
+ELSEWHERE = {"tabular": "tests/test_tables.py"}
 # What the numbers of a recipe are not, and the words that say so.
 NO_BOUND = {"autoencoder": "a single point"}
 NO_LIKELIHOOD = {"tutorial": "cross-entropy", **NO_BOUND}
@@ -91,3 +94,4 @@ def assert_means_what_it_says(name: str, result) -> None:
 
 def test_the_recipes_that_are_named_here_are_there():
     assert {*NO_LIKELIHOOD, *ELSEWHERE} <= set(RECIPES)
+    assert all((Path(__file__).parent.parent / file).is_file() for file in ELSEWHERE.values())

@@ -7,7 +7,7 @@ from parts import LIKELIHOODS, build, examples
 import lowerbound as lb
 from lowerbound import heads, nn
 from lowerbound.checkpoint import RunFolder
-from lowerbound.data import Support
+from lowerbound.data import Column, Kind, Support
 from lowerbound.errors import UsageError
 from lowerbound.evidence import quadrature_evidence
 from lowerbound.experiment import Experiment, prepare
@@ -23,10 +23,11 @@ VALUES = {
     Support.COUNT: lambda u: (50 * u**3).round().int(),
     Support.REAL: lambda u: 10 * u - 5,
     Support.TOKENS: lambda u: (9 * u).to(torch.uint8),
+    Support.TABLE: lambda u: u.masked_fill(u < 0.2, torch.nan),
 }
 # What a recipe may be asked to put on which data; the rest is refused.
 FITS = {
-    LikelihoodName.AUTO: set(Support) - {Support.TOKENS},
+    LikelihoodName.AUTO: set(Support) - {Support.TABLE, Support.TOKENS},
     LikelihoodName.BERNOULLI: {Support.BINARY, Support.EIGHT_BIT, Support.UNIT_INTERVAL},
     LikelihoodName.CONTINUOUS_BERNOULLI: {Support.EIGHT_BIT, Support.UNIT_INTERVAL},
     LikelihoodName.NORMAL: {Support.EIGHT_BIT, Support.UNIT_INTERVAL, Support.REAL},
@@ -62,7 +63,8 @@ def test_a_run_is_made_of_a_likelihood_that_fits_the_data_or_not_at_all(support,
     named = str(caught.value).split("These do: ")[1].split(".")[0].split(", ")
     for name in named:
         settings = {"num_tokens": 9} if name == "RecurrentText" else {}
-        getattr(heads, name)((2,), (4,), **settings).check(support)
+        event = (Column("a", Kind.REAL),) if name == "Columns" else (4,)
+        getattr(heads, name)((2,), event, **settings).check(support)
 
 
 def test_every_likelihood_name_has_its_row_here():

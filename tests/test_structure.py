@@ -12,10 +12,9 @@ import lowerbound
 SOURCE = Path(lowerbound.__file__).parent
 # Top to bottom: a module imports only what stands above it.
 LAYERS = (
-    "errors", "spec", "data", "nn", "distributions", "discrete", "flows", "heads", "priors", "model", "objectives",
-    "optimisers", "training",
-    "evidence", "metrics", "disentanglement", "tasks", "evaluation", "recipes",
-    "checkpoint", "figures", "trackers", "experiment", "cli",
+    "errors", "spec", "data", "nn", "distributions", "discrete", "mixed", "flows", "heads", "priors", "model",
+    "objectives", "optimisers", "training", "evidence", "metrics", "disentanglement", "tasks", "imputation",
+    "evaluation", "recipes", "checkpoint", "figures", "trackers", "experiment", "cli",
 )  # fmt: skip
 
 

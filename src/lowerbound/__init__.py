@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from lowerbound.errors import LowerboundError
     from lowerbound.evaluation import compare, evaluate
     from lowerbound.evidence import log_evidence
+    from lowerbound.imputation import impute
     from lowerbound.model import VAE, ConditionalVAE, LadderVAE, Trace
     from lowerbound.objectives import ELBO, Reconstruction, Terms
     from lowerbound.recipes import Run
@@ -73,6 +74,7 @@ _HOME = {
     "encode": "tasks",
     "evaluate": "evaluation",
     "fit": "training",
+    "impute": "imputation",
     "interpolate": "tasks",
     "load": "checkpoint",
     "log_evidence": "evidence",
@@ -127,6 +129,7 @@ __all__ = [
     "fit",
     "flows",
     "heads",
+    "impute",
     "interpolate",
     "load",
     "log_evidence",

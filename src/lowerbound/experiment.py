@@ -299,6 +299,11 @@ def notes_of(record: dict[str, Any]) -> tuple[str, ...]:
             "x is binarised: afresh at each look in training, by one fixed draw in validation and test "
             f"(seed {view.seed})"
         )
+    if view.balance:
+        said.append(
+            f"rows with rare values of {view.balance!r} were repeated in training, in proportion to the root of their "
+            "number: p(x) is of such a table, and what is generated has its shares"
+        )
     return tuple(said)
 
 

@@ -32,7 +32,8 @@ import torch
 from lowerbound.errors import CheckpointError
 
 _MAX_DEPTH = 30
-_MAX_NODES = 20_000
+# A table of 1,000 columns takes some 40,000.
+_MAX_NODES = 200_000
 _MAX_INT = 1 << 40
 _ACTIVATIONS = "torch.nn.modules.activation"
 

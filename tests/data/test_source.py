@@ -2,7 +2,6 @@
 
 import itertools
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -142,8 +141,14 @@ def test_moving_a_source_keeps_its_values_labels_and_fingerprint():
 @pytest.mark.parametrize(
     ("support", "value"),
     [
-        *((support, value) for support in Support for value in (math.nan, math.inf, -math.inf)),
-        *((support, value) for support in Support if support is not Support.REAL for value in (-0.01, 1.01)),
+        *((support, value) for support in Support for value in (math.inf, -math.inf)),
+        *((support, math.nan) for support in Support if support is not Support.TABLE),
+        *(
+            (support, value)
+            for support in Support
+            if support not in (Support.REAL, Support.TABLE)
+            for value in (-0.01, 1.01)
+        ),
         (Support.BINARY, 0.5),
         (Support.EIGHT_BIT, 0.5),
         (Support.COUNT, 2.5),
@@ -171,6 +176,7 @@ def test_an_impossible_value_is_refused_naming_its_example_and_position(support,
         (Support.UNIT_INTERVAL, [0.0, 1e-30, 0.3, 1.0]),
         (Support.COUNT, [0.0, 1.0, 7.0, 1e7]),
         (Support.REAL, [-1e30, 0.0, 1e30]),
+        (Support.TABLE, [-1e30, math.nan, 1e30]),
     ],
 )
 def test_possible_values_up_to_the_edge_of_the_support_are_taken(support, values):
@@ -392,21 +398,6 @@ def test_batches_are_decoded():
 def test_an_order_may_leave_out_examples_and_repeat_them():
     walked = list(batches(numbered(5), torch.tensor([4, 4, 1]), 2, CPU))
     assert [batch.x[:, 0].tolist() for batch in walked] == [[4, 4], [1]]
-
-
-class Holed(ArraySource):
-    """A source of which every other cell was not observed."""
-
-    def gather(self, index):
-        batch = super().gather(index)
-        return replace(batch, mask=(index[:, None] + torch.arange(2)) % 2 == 0)
-
-
-def test_the_mask_travels_with_x():
-    source = Holed(torch.zeros(7, 2))
-    (batch,) = batches(source, torch.tensor([3, 0]), 4, CPU)
-    assert batch.mask.tolist() == [[False, True], [True, False]]
-    assert source.examples(torch.tensor([0])).mask.tolist() == [[True, False]]
 
 
 @pytest.mark.parametrize("size", [0, -1])

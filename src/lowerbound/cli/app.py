@@ -7,14 +7,15 @@ import os
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 
 import cyclopts
 
 import lowerbound
-from lowerbound.cli import judge, listing, make, train
-from lowerbound.cli.show import print_error
+from lowerbound.cli import judge, listing, make, tables, train
+from lowerbound.cli.show import print_error, print_note
 from lowerbound.errors import LowerboundError
 
 _EPILOGUE = """Begin here (real digits, offline, half a minute):
@@ -45,7 +46,15 @@ def build_app() -> cyclopts.App:
         suppress_keyboard_interrupt=False,
     )
     app.command(train.build_train_app(), name="train")
-    for verb in (judge.evaluate, judge.compare, make.sample, make.reconstruct, make.encode, make.interpolate):
+    for verb in (
+        judge.evaluate,
+        judge.compare,
+        make.sample,
+        make.reconstruct,
+        make.encode,
+        make.interpolate,
+        tables.impute,
+    ):
         app.command(verb)
     app.command(listing.recipes)
     app.command(listing.data)
@@ -58,8 +67,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # A reader that closes the pipe (`| head`) ends the program quietly, as it does every other.
     if hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    shown = warnings.showwarning
     try:
         app = build_app()
+        # What the library warns of is a remark to a user, not a line of its source.
+        warnings.showwarning = lambda message, *rest: print_note(f"Note: {message}.")
         status = app(train.prepared(app, given), exit_on_error=False, print_error=False)
     except cyclopts.CycloptsError as error:
         source = train.config_of(given)
@@ -77,6 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         traceback.print_exc()
         print_error("This is a bug in lowerbound. Please report it with the lines above.")
         return 1
+    finally:
+        warnings.showwarning = shown
     return status if isinstance(status, int) else 0
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 from rich.markup import escape
 
+from lowerbound.cli import tables
 from lowerbound.cli.show import print_json, print_note, stdout
 from lowerbound.errors import UsageError
 
@@ -34,6 +35,7 @@ def sample(
     out: Path,
     n: int = 64,
     label: int | None = None,
+    where: tuple[str, ...] = (),
     seed: int = 0,
     draw: Annotated[bool | None, Parameter(negative="--no-draw")] = None,
     device: str = "auto",
@@ -49,23 +51,33 @@ def sample(
         The run folder.
     out
         A .png grid, or .npz with the array x (and label, of a conditional model); of text,
-        a .txt with a line each.
+        a .txt with a line each; of a model of tables, .csv, .tsv or .parquet.
     n
         How many.
     label
         Of a conditional model, the class to generate; by default as many of each as
         can be, a row of the grid for each class.
+    where
+        Of a model of tables, a cell that is given: COLUMN=VALUE. Draws of z are weighed
+        by its probability, so what is very rare needs many.
     seed
         Seeds the draws.
     draw
         Draw x from p(x|z) instead of showing its mean; text is drawn unless told
-        otherwise (--no-draw).
+        otherwise (--no-draw), rows of a table always are.
     device
         auto, cpu, cuda or mps.
     json
         Print one JSON document.
     """
-    _check_suffix(out, _PICTURES)
+    if _kind(out) in tables.SUFFIXES:
+        for note in tables.sample_rows(run, out, n, where, seed, device, labelled=label is not None):
+            print_note(f"Note: {note}.")
+        _report(out, n, "samples", json)
+        return
+    _check_suffix(out, (*_PICTURES, *tables.SUFFIXES))
+    if where:
+        raise UsageError(f"--where gives cells of a table, so --out is .csv, .tsv or .parquet; got {out}.")
     from lowerbound import figures, tasks
 
     vae, reading = _model(run, device)
@@ -173,7 +185,7 @@ def encode(
     data
         Another source than the run's own.
     split
-        test, valid or train.
+        test, valid or train; of a table also all, its rows in their own order.
     draw
         Add one draw z from q(z|x).
     seed
@@ -191,7 +203,7 @@ def encode(
     from lowerbound.training import resolve_device
 
     saved = open_saved(run, data, data_dir)
-    encoded = tasks.encode(saved.vae.to(resolve_device(device)), saved.data.split(split), seed=seed, draw=draw)
+    encoded = tasks.encode(saved.vae.to(resolve_device(device)), saved.split(split), seed=seed, draw=draw)
     if _kind(out) == ".csv":
         _write_table(out, encoded)
     else:
@@ -321,7 +333,7 @@ def _write_examples(path: Path, arrays: dict[str, Tensor], reading: Reading | No
     else:
         import torch
 
-        from lowerbound.checkpoint import disk_errors
+        from lowerbound.errors import disk_errors
 
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)

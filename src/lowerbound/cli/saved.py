@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lowerbound.checkpoint import RunFolder
 from lowerbound.cli.show import job
-from lowerbound.data import Data
+from lowerbound.data import Data, Source
 from lowerbound.experiment import notes_of, objective_of, view_of
 from lowerbound.model import VAE
 from lowerbound.objectives import Objective
@@ -28,6 +28,15 @@ class Saved:
     data: Data
     notes: tuple[str, ...]
     objective: Objective
+
+    def split(self, name: str) -> Source:
+        """Returns the split called `name`, or `all` of a file, in its own order.
+
+        Raises:
+            UsageError: There is no such split.
+        """
+        reading = self.data.view.reading
+        return self.data.split(name) if name != "all" or reading is None else reading.whole(Path(self.data.name))
 
 
 def open_saved(run: Path, source: str | None = None, data_dir: Path | None = None) -> Saved:

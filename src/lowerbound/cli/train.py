@@ -75,6 +75,8 @@ class Common:
     precision: str | None
     valid: int | None
     data_dir: Path | None
+    columns: tuple[str, ...]
+    ignore: tuple[str, ...]
     device: str
     resume: bool
     overwrite: bool
@@ -90,7 +92,13 @@ class Common:
         """What was said of how the files are to be read: fields of a `lowerbound.data.Reading`."""
         if self.grey and self.colour:
             raise UsageError("--grey and --colour exclude one another: give one of them, or none.")
-        told = {"size": self.size, "colour": True if self.colour else False if self.grey else None}
+        told: dict[str, Any] = {"size": self.size, "colour": True if self.colour else False if self.grey else None}
+        if self.columns:
+            from lowerbound.data import Column
+
+            told["columns"] = tuple(Column.parsed(part) for part in _parts(self.columns))
+        if self.ignore:
+            told["ignore"] = tuple(_parts(self.ignore))
         return {name: value for name, value in told.items() if value is not None}
 
 
@@ -98,7 +106,7 @@ _COMMON: dict[str, tuple[Any, Any, str]] = {
     "data": (
         str,
         inspect.Parameter.empty,
-        "A name (lowerbound data), or a path: .npy, .npz, .txt, or a folder of pictures.",
+        "A name (lowerbound data), a path (.npy, .npz, .csv, .tsv, .parquet, .txt), or a folder of pictures.",
     ),
     "out": (Path, inspect.Parameter.empty, "The run folder; never overwritten without being asked."),
     "minutes": (float | None, None, "Train for so long instead of, or at most besides, --epochs."),
@@ -106,6 +114,8 @@ _COMMON: dict[str, tuple[Any, Any, str]] = {
     "precision": (str | None, None, "auto, fp32 or bf16; the recipe's own by default."),
     "valid": (int | None, None, "Validation examples, the last of the training examples; the source's own by default."),
     "data_dir": (Path | None, None, "A folder in which named data sets are looked for first."),
+    "columns": (tuple[str, ...], (), "What columns of a table hold: age=count,city=categorical,size=s<m<l."),
+    "ignore": (tuple[str, ...], (), "Columns of a table to leave out: id,name."),
     "device": (str, "auto", "auto, cpu, cuda or mps."),
     "resume": (bool, False, "Go on with the run in --out exactly where it was saved; begin it if there is none."),
     "overwrite": (bool, False, "Begin anew in a folder that is not empty."),
@@ -117,7 +127,12 @@ _COMMON: dict[str, tuple[Any, Any, str]] = {
     "colour": (bool, False, "Pictures: read them in colour; by default if any of them can have colours."),
 }
 # Options of the common ones that say how files are read.
-_READING = ("size", "grey", "colour")
+_READING = ("size", "grey", "colour", "columns", "ignore")
+
+
+def _parts(texts: tuple[str, ...]) -> list[str]:
+    """Returns what stands between the commas of options that take several values."""
+    return [part for text in texts for part in text.split(",") if part]
 
 
 def build_train_app() -> cyclopts.App:

@@ -15,6 +15,7 @@ from lowerbound.data.pictures import Pictures
 from lowerbound.data.reading import Reading, Report
 from lowerbound.data.source import ArraySource, Batch, Factors, Source, Support, batches, check_support, mean
 from lowerbound.data.stored import Rows, StoredSource, rows_of
+from lowerbound.data.tables import Column, Kind, Table
 from lowerbound.data.text import Text, Unit
 from lowerbound.data.told import PartlyTold, partly_told
 
@@ -25,9 +26,11 @@ __all__ = [
     "Arrays",
     "Batch",
     "Binarise",
+    "Column",
     "Data",
     "Dequantised",
     "Factors",
+    "Kind",
     "PartlyTold",
     "Pictures",
     "Reading",
@@ -36,6 +39,7 @@ __all__ = [
     "Source",
     "StoredSource",
     "Support",
+    "Table",
     "Text",
     "Unit",
     "View",

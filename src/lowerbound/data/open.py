@@ -19,11 +19,18 @@ from lowerbound.data.named import NAMED
 from lowerbound.data.pictures import Pictures
 from lowerbound.data.reading import Reading, Report
 from lowerbound.data.source import Source, Support
+from lowerbound.data.tables import Table, balanced_index
 from lowerbound.data.text import Text
 from lowerbound.errors import DataError, UsageError, did_you_mean
 
 SPLITS = ("train", "valid", "test")
-_READINGS: dict[str, type[Reading]] = {".npy": Arrays, ".npz": Arrays, ".txt": Text}
+_READINGS: dict[str, type[Reading]] = {
+    ".npy": Arrays,
+    ".npz": Arrays,
+    ".txt": Text,
+    **dict.fromkeys(Table.exports, Table),
+}
+_NAMES = f"{', '.join(list(_READINGS)[:-1])} or {list(_READINGS)[-1]}"
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,7 @@ class View:
         seed: Seeds the fixed draws of a binarisation or dequantisation.
         dequantise: Whether 8-bit levels are spread over [0, 1].
         reading: How the file was read, so that other files are read the same way; None of a named source.
+        balance: The column of a table whose rare classes are repeated in training; none where it is empty.
     """
 
     num_valid: int | None = None
@@ -45,6 +53,7 @@ class View:
     seed: int = 0
     dequantise: bool = False
     reading: Reading | None = None
+    balance: str = ""
 
     def of(self, source: str, data_dir: Path | None = None, on_progress: Report | None = None) -> Data:
         """Opens a source and looks at it this way."""
@@ -53,6 +62,8 @@ class View:
         )
         if self.joined:
             data = data.joined()
+        if self.balance:
+            data = data.balanced(self.balance)
         data = data.binarised(self.binarise, self.seed)
         return data.dequantised(self.seed) if self.dequantise else data
 
@@ -122,6 +133,24 @@ class Data:
             raise UsageError("Join the splits before they are binarised or dequantised.")
         return replace(self, train=self.train.joined(self.valid), valid=None, view=view)
 
+    def balanced(self, column: str) -> Data:
+        """Returns the data of a table with the rows of rare classes repeated in training (`lowerbound.data.tables`).
+
+        Args:
+            column: The name of a column of labels.
+
+        Raises:
+            UsageError: There is no such column of labels.
+        """
+        columns = self.view.reading.columns if isinstance(self.view.reading, Table) else ()
+        named = {c.name: place for place, c in enumerate(columns) if c.kind.has_levels}
+        if column not in named or self.view.balance:
+            raise UsageError(
+                f"A table is balanced once, by a column of labels; got {column!r}. {did_you_mean(column, named)}"
+            )
+        train = self.train.take(balanced_index(self.train, named[column]))
+        return replace(self, train=train, view=replace(self.view, balance=column))
+
     def binarised(self, how: Binarise, seed: int = 0) -> Data:
         """Returns the data binarised: for training as asked, for validation and test by one fixed draw.
 
@@ -182,8 +211,8 @@ def open_data(
     build the source by hand: `ArraySource(values, support=...)`.
 
     Args:
-        source: A name (`mnist`, `fashion-mnist`, `mnist-5k`, `digits`, `camera`), or the path of a `.npy`, `.npz` or
-            `.txt` file or of a folder of pictures.
+        source: A name (`mnist`, `fashion-mnist`, `mnist-5k`, `digits`, `camera`), or the path of a `.npy`, `.npz`,
+            `.csv`, `.tsv`, `.parquet` or `.txt` file or of a folder of pictures.
         data_dir: A folder in which named data sets are looked for first.
         num_valid: How many of the last training examples are for validation; by default 5,000 of MNIST's 60,000, and
             about a tenth elsewhere.
@@ -231,12 +260,13 @@ def reading_of(source: str) -> Reading:
     path = Path(source)
     if os.path.isdir(source):  # unlike Path.is_dir, it raises nothing for a name that is too long, and "" is none
         return Pictures()
+    kind = path.suffix.lower()
     # A file without a suffix is text, as /usr/share/dict/words is.
-    if path.suffix not in _READINGS and (path.suffix or not os.path.isfile(path)):
+    if kind not in _READINGS and (kind or not os.path.isfile(path)):
         raise DataError(
-            f"There is no data source {source!r}: it is neither a known name nor the path of a .npy, .npz or .txt file "
-            f"or of a folder of pictures. {did_you_mean(source, NAMED)}"
+            f"There is no data source {source!r}: it is neither a known name nor the path of a {_NAMES} file or of a "
+            f"folder of pictures. {did_you_mean(source, NAMED)}"
         )
     if not os.path.isfile(path):
         raise DataError(f"There is no file {source}. Check the path; it is taken from {Path.cwd()}.")
-    return _READINGS.get(path.suffix, Text)()
+    return _READINGS.get(kind, Text)()

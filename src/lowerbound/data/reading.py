@@ -11,7 +11,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -33,7 +33,7 @@ class Reading(ABC):
         exports: The suffixes of the files that `write` makes; pictures and arrays need no reading to be written.
     """
 
-    exports: tuple[str, ...] = ()
+    exports: ClassVar[tuple[str, ...]] = ()
 
     def told(self, options: Mapping[str, Any]) -> Self:
         """Returns this reading with some of its fields as a user wants them.
@@ -75,6 +75,15 @@ class Reading(ABC):
     def lines(self, x: Tensor) -> list[str]:
         """Returns examples, `[N, *event]`, as people read them, a line each; nothing where there is no such thing."""
         return []
+
+    def whole(self, path: Path) -> Source:
+        """Reads all examples of a file in the order in which they stand there.
+
+        Raises:
+            DataError: The file cannot be had or read, or does not mean what this reading was fitted to.
+            UsageError: Files of this kind are only read in splits.
+        """
+        raise UsageError(f"All of {path} in its own order cannot be had; use --split train, valid or test.")
 
     def write(self, x: Tensor, path: Path) -> None:
         """Writes examples, `[N, *event]`, as a file of this kind.

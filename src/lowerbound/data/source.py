@@ -11,7 +11,8 @@ The support says which values x can take, and with it which likelihoods mean som
 * `UNIT_INTERVAL` [0, 1],
 * `COUNT` {0, 1, 2, ...},
 * `REAL`,
-* `TOKENS` {0, 1, 2, ...}: numbers of symbols, of which none is more than another; 0 ends a sequence.
+* `TOKENS` {0, 1, 2, ...}: numbers of symbols, of which none is more than another; 0 ends a sequence,
+* `TABLE` one number a column of a table, whatever the column means by it, and NaN where a cell is missing.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class Support(enum.StrEnum):
     COUNT = "count"
     REAL = "real"
     TOKENS = "tokens"
+    TABLE = "table"
 
 
 # Whole numbers from 0 on.
@@ -76,14 +78,12 @@ class Batch:
     Attributes:
         x: The values, `[B, *event]`; raw from `Source.gather`, float from `batches`.
         label: Class labels, int64 `[B]`, where the source has them.
-        mask: True where a cell of x was observed, bool `[B, *event]`; None when all were.
         index: Which examples of the source these are, int64 `[B]`.
         factors: Their true causes, float32 `[B, F]`, where the source has them.
     """
 
     x: Tensor
     label: Tensor | None = None
-    mask: Tensor | None = None
     index: Tensor | None = None
     factors: Tensor | None = None
 
@@ -344,12 +344,12 @@ def check_support(values: Tensor, support: Support, name: str, *, first: int = 0
     """
     for start in range(0, len(values), 4096):
         chunk = values[start : start + 4096]
-        bad = ~torch.isfinite(chunk)
+        bad = torch.isinf(chunk) if support is Support.TABLE else ~torch.isfinite(chunk)
         if support is Support.BINARY:
             bad |= (chunk != 0) & (chunk != 1)
         elif support in _WHOLE:
             bad |= (chunk < 0) | (chunk != chunk.round())
-        elif support is not Support.REAL:
+        elif support not in (Support.REAL, Support.TABLE):
             bad |= (chunk < 0) | (chunk > 1)
             if support is Support.EIGHT_BIT:
                 # Wide enough for levels that were kept in half precision.
@@ -387,7 +387,6 @@ def batches(source: Source, order: Tensor, batch_size: int, device: torch.device
         yield replace(
             raw,
             x=source.decode(raw.x.to(device, non_blocking=True)),
-            mask=None if raw.mask is None else raw.mask.to(device, non_blocking=True),
             label=None if raw.label is None else raw.label.to(device, non_blocking=True),
             factors=None if raw.factors is None else raw.factors.to(device, non_blocking=True),
             index=index,

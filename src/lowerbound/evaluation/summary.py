@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lowerbound.data import Source
+from lowerbound.data import Source, Support
 from lowerbound.disentanglement import Disentanglement
 from lowerbound.evaluation.caveats import caveats, ceiling, codes, left_out, trust
 from lowerbound.evaluation.measuring import Plan
@@ -55,8 +55,8 @@ class Evaluation:
         num_samples: K.
         n: Examples measured.
         bits_per_dim: -log_px / (dimensions of x * log 2), where the likelihood is one; of dequantised data that of
-            their levels, so -(log_px + the source's log_correction) / (dimensions of x * log 2). None of what is made
-            of pieces, such as text.
+            their levels, so -(log_px + the source's log_correction) / (dimensions of x * log 2). None of tables, and of
+            what is made of pieces, such as text.
         ess_median: The median over examples of the effective sample size of the K weights; None of discrete codes.
         khat_bad: The fraction of examples whose k-hat is above 0.7; None if K is too small to tell, and of discrete
             codes.
@@ -233,7 +233,8 @@ def summary(
         n=len(measured["distortion"]),
         bits_per_dim=(
             None
-            if log_px is None or not is_likelihood or "pieces" in measured
+            # The cells of a table are of many units, and some are missing: there is no mean of them.
+            if log_px is None or not is_likelihood or "pieces" in measured or source.support is Support.TABLE
             else bits_per_dim(log_px + source.log_correction, vae.event_shape)
         ),
         ess_median=measured["ess"].median().item() if "ess" in measured else None,

@@ -5,6 +5,7 @@ puts a network before one.
 """
 
 from lowerbound.heads.base import Conditional, Head
+from lowerbound.heads.columns import Columns
 from lowerbound.heads.levels import (
     Categorical,
     DiscretisedLogistic,
@@ -29,6 +30,7 @@ __all__ = [
     "Bernoulli",
     "CalibratedNormal",
     "Categorical",
+    "Columns",
     "Conditional",
     "ContinuousBernoulli",
     "Delta",

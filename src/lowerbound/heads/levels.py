@@ -134,7 +134,7 @@ class Poisson(Likelihood):
 
     def forward(self, features: Tensor, batch: torch.Size) -> discrete.Poisson:
         (log_rate,) = self.parameters_of(features, batch)
-        return discrete.Poisson(_log_count(log_rate), len(self.event_shape))
+        return discrete.Poisson(log_count(log_rate), len(self.event_shape))
 
 
 class NegativeBinomial(Likelihood):
@@ -152,14 +152,15 @@ class NegativeBinomial(Likelihood):
     def forward(self, features: Tensor, batch: torch.Size) -> discrete.NegativeBinomial:
         log_mean, log_total = self.parameters_of(features, batch)
         bounded = log_total.clamp(-LOG_SCALE_BOUND, LOG_SCALE_BOUND)
-        return discrete.NegativeBinomial(_log_count(log_mean), bounded, len(self.event_shape))
+        return discrete.NegativeBinomial(log_count(log_mean), bounded, len(self.event_shape))
 
 
 def _log_scale(raw: Tensor) -> Tensor:
     return (raw + _START_LOG_SCALE).clamp(-LOG_SCALE_BOUND, LOG_SCALE_BOUND)
 
 
-def _log_count(log_mean: Tensor) -> Tensor:
+def log_count(log_mean: Tensor) -> Tensor:
+    """Returns the logarithm of a mean count, kept where float32 can tell one count from the next."""
     return log_mean.clamp(-_LOG_COUNT_BOUND, _LOG_COUNT_BOUND)
 
 

@@ -9,6 +9,7 @@ data: nothing here knows of 28 or 64.
 from torch.nn import ELU, GELU, LeakyReLU, Module, ReLU, SiLU, Tanh
 
 from lowerbound.nn.base import Network, check_picture, check_sizes, halvings
+from lowerbound.nn.cells import CellInput
 from lowerbound.nn.linear import Linear, linear
 from lowerbound.nn.mlp import MLP, BottomUp, ResidualMLP, beside
 from lowerbound.nn.pictures import ConvBlock, ConvDown, ConvFromGrid, ConvToGrid, ConvUp
@@ -22,6 +23,7 @@ __all__ = [
     "BottomUp",
     "CausalLayer",
     "CausalTransformer",
+    "CellInput",
     "ConvBlock",
     "ConvDown",
     "ConvFromGrid",

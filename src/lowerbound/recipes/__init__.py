@@ -37,6 +37,7 @@ from lowerbound.recipes.family import (
 from lowerbound.recipes.labelled import conditional
 from lowerbound.recipes.layered import ladder
 from lowerbound.recipes.recovered import camera
+from lowerbound.recipes.tables import tabular
 from lowerbound.recipes.text import UnitName, text
 from lowerbound.recipes.timed import fast, nll_10
 
@@ -60,6 +61,7 @@ _FUNCTIONS = (
     ladder,
     vq,
     fsq,
+    tabular,
     text,
     camera,
     fast,

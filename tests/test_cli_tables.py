@@ -1,0 +1,247 @@
+"""The commands on tables, as users run them: a CSV with holes in, models, filled and made tables out."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from command import assert_refused, call, run, succeed, tiny
+
+from lowerbound.data import Kind
+
+HEADER = ["id", "age", "income", "city", "since", "sick", "=x"]
+CITIES = ["Oslo", "Rome", "=Bonn"]
+
+
+def rows(count: int, seed: int, share: float) -> list[list[str]]:
+    """People whose age, income and city say much of one another."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for number in range(count):
+        at = int(rng.integers(3))
+        age = int(rng.poisson(20 + 20 * at))
+        cells = [
+            str(age), f"{np.exp(8 + at + 0.1 * rng.normal()):.2f}", CITIES[at],
+            f"20{10 + at}-0{rng.integers(1, 9)}-1{rng.integers(0, 9)}", "no" if rng.random() < 0.9 else "yes",
+            f"{rng.normal():.3f}",
+        ]  # fmt: skip
+        hidden = rng.random(len(cells)) < share
+        made.append([f"p{number}", *("" if h else c for h, c in zip(hidden, cells, strict=True))])
+    return made
+
+
+def save(path: Path, body: list[list[str]], header: list[str] | None = None) -> Path:
+    with path.open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([header or HEADER, *body])
+    return path
+
+
+def load(path: Path) -> tuple[list[str], list[list[str]]]:
+    with path.open(newline="") as file:
+        header, *body = csv.reader(file)
+    return header, body
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Where `train.csv` and the model `run` trained on it lie."""
+    path = tmp_path_factory.mktemp("tables")
+    save(path / "train.csv", rows(240, 0, 0.2))
+    answer = run(
+        "train", "tabular", "--data", path / "train.csv", "--out", path / "run", "--ignore", "id", "--columns",
+        "age=count,income=positive", "--epochs", 60, "--width", 32, "--latent-dim", 3, "--lr", 5e-3, "--num-samples", 5,
+        "--device", "cpu",
+    )  # fmt: skip
+    succeed(answer)
+    return path
+
+
+def test_what_was_said_of_the_columns_is_kept_with_the_run(folder):
+    record = json.loads((folder / "run" / "run.json").read_text())
+    reading = record["data"]["view"]["reading"]
+    kinds = {column["name"]: column["kind"]["value"] for column in reading["columns"]}
+    assert kinds == {
+        "age": Kind.COUNT, "income": Kind.POSITIVE, "city": Kind.CATEGORICAL, "since": Kind.DATE,
+        "sick": Kind.BINARY, "=x": Kind.REAL,
+    }  # fmt: skip
+    assert reading["ignore"] == ["id"]
+    assert not (folder / "run" / "figures" / "samples.png").exists()
+
+
+def test_a_table_is_judged(folder):
+    found = succeed(call("evaluate", folder / "run", "--samples", 50, "--gap", 0, "--json")).json
+    assert found["is_likelihood"] is True
+    assert found["bits_per_dim"] is None
+    assert found["log_px"] >= found["elbo"]
+    assert any("observed cells" in note for note in found["notes"])
+
+
+def test_holes_are_filled_and_all_else_stays(folder, tmp_path):
+    whole = rows(60, 1, 0.0)
+    holed = [list(row) for row in whole]
+    for number, row in enumerate(holed):
+        for cell in {1 + number % 6, 3}:
+            row[cell] = ""
+    source, out = save(tmp_path / "holes.csv", holed), tmp_path / "filled.csv"
+    told = succeed(
+        call("impute", folder / "run", "--data", source, "--out", out, "--samples", 200, "--multiple", 2, "--json")
+    )
+    assert told.json["filled"] == sum(cell == "" for row in holed for cell in row)
+    assert told.json["files"] == [str(out), str(tmp_path / "filled-1.csv"), str(tmp_path / "filled-2.csv")]
+    for file in told.json["files"]:
+        header, body = load(Path(file))
+        assert header == HEADER
+        for row, old in zip(body, holed, strict=True):
+            assert all(a == b for a, b in zip(row, old, strict=True) if b)
+            assert all(row)
+            assert row[3] in (*CITIES, "'=Bonn")
+            int(row[1])
+    # The cities were learned: age and income tell them.
+    _, body = load(out)
+    right = [row[3].removeprefix("'") == old[3] for row, old in zip(body, whole, strict=True)]
+    assert np.mean(right) > 0.8
+    assert load(tmp_path / "filled-1.csv") != load(tmp_path / "filled-2.csv")
+
+
+def test_intervals_stand_beside_the_cells_that_were_missing(folder, tmp_path):
+    source = save(tmp_path / "holes.csv", [["a", "", "8000.00", "", "2011-03-10", "no", "0.100"], *rows(3, 2, 0)])
+    out = tmp_path / "filled.csv"
+    succeed(call("impute", folder / "run", "--data", source, "--out", out, "--intervals"))
+    header, body = load(out)
+    assert header == [*HEADER, "age_low", "age_high"]
+    assert int(body[0][7]) <= int(body[0][1]) <= int(body[0][8])
+    assert body[1][7:] == ["", ""]
+    parquet = tmp_path / "filled.parquet"
+    succeed(call("impute", folder / "run", "--data", source, "--out", parquet, "--intervals"))
+    assert pq.read_table(parquet)["age_low"].to_pylist()[1:] == [None] * 3
+
+
+def test_a_parquet_file_is_filled_with_its_types(folder, tmp_path):
+    body = rows(20, 3, 0.3)
+    columns = dict(zip(HEADER, zip(*body, strict=True), strict=True))
+    ages = pa.array([int(v) if v else None for v in columns["age"]], pa.int16())
+    arrays = {name: pa.array([v or None for v in values]) for name, values in columns.items()} | {"age": ages}
+    source, out = tmp_path / "t.parquet", tmp_path / "out.parquet"
+    pq.write_table(pa.table(arrays), source)
+    succeed(call("impute", folder / "run", "--data", source, "--out", out, "--samples", 50))
+    filled = pq.read_table(out)
+    assert filled.schema.field("age").type == pa.int16()
+    assert filled["id"].to_pylist() == list(columns["id"])
+    assert filled["age"].null_count == filled["city"].null_count == 0
+    assert [a for a, b in zip(filled["age"].to_pylist(), ages.to_pylist(), strict=True) if b is not None] == [
+        b for b in ages.to_pylist() if b is not None
+    ]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet"])
+def test_rows_are_made(folder, tmp_path, suffix):
+    out = tmp_path / f"made{suffix}"
+    succeed(call("sample", folder / "run", "--n", 50, "--out", out))
+    if suffix == ".parquet":
+        table = pq.read_table(out)
+        assert table.column_names == HEADER[1:]
+        assert [str(field.type) for field in table.schema] == [
+            "int64",
+            "double",
+            "string",
+            "date32[day]",
+            "string",
+            "double",
+        ]
+        assert set(table["city"].to_pylist()) <= set(CITIES)
+        return
+    with out.open(newline="") as file:
+        header, *body = csv.reader(file, delimiter="," if suffix == ".csv" else "\t")
+    assert header == ["age", "income", "city", "since", "sick", "'=x"]
+    assert len(body) == 50
+    assert {row[2] for row in body} <= {"Oslo", "Rome", "'=Bonn"}
+    assert len({row[2] for row in body}) > 1
+    assert all(float(row[1]) > 0 and int(row[0]) >= 0 and row[4] in ("yes", "no") for row in body)
+
+
+def test_rows_are_made_with_given_cells(folder, tmp_path):
+    out = tmp_path / "made.csv"
+    succeed(call("sample", folder / "run", "--n", 40, "--out", out, "--where", "city=Oslo", "--where", "sick=yes"))
+    _, body = load(out)
+    assert {(row[2], row[4]) for row in body} == {("Oslo", "yes")}
+    # Those of Oslo are young: about 20, of 20 to 60.
+    assert np.mean([int(row[0]) for row in body]) < 32
+
+
+def test_codes_are_written_in_the_order_of_a_new_file(folder, tmp_path):
+    source = save(tmp_path / "new.csv", rows(30, 4, 0.1))
+    out = tmp_path / "codes.csv"
+    succeed(call("encode", folder / "run", "--out", out))
+    assert len(load(out)[1]) == 24
+    succeed(call("encode", folder / "run", "--data", source, "--split", "all", "--out", out))
+    assert len(load(out)[1]) == 30
+
+
+def test_unseen_labels_are_noted_and_kept(folder, tmp_path):
+    body = rows(6, 5, 0.0)
+    body[2][3], body[4][1] = "Atlantis", ""
+    source, out = save(tmp_path / "new.csv", body), tmp_path / "filled.csv"
+    answer = succeed(run("impute", folder / "run", "--data", source, "--out", out, "--samples", 20))
+    assert "column 'city': row 3: 'Atlantis'" in answer.words
+    filled = load(out)[1]
+    assert filled[2] == body[2]
+    assert filled[4][1]
+    judged = run("evaluate", folder / "run", "--data", save(tmp_path / "b.csv", body * 5), "--samples", 5, "--gap", 0)
+    assert "Note: " in succeed(judged).err
+    assert "'Atlantis'" in judged.err
+
+
+def test_rare_labels_are_made_more_often_with_balance(folder, tmp_path):
+    out = tmp_path / "balanced"
+    succeed(
+        call(
+            "train", "tabular", "--data", folder / "train.csv", "--out", out, "--ignore", "id", "--balance", "sick",
+            "--epochs", 30, "--width", 8, "--num-samples", 2, "--lr", 1e-2, "--device", "cpu",
+        )
+    )  # fmt: skip
+    judged = succeed(call("evaluate", out, "--samples", 5, "--gap", 0, "--json")).json
+    assert any("rare values of 'sick' were repeated" in note for note in judged["notes"])
+    made = tmp_path / "made.csv"
+    succeed(call("sample", out, "--n", 400, "--out", made))
+    share = np.mean([row[4] == "yes" for row in load(made)[1]])
+    assert share > 0.15  # of 0.1 in the table
+
+
+REFUSED = {
+    "another suffix": (("impute", "{run}", "--data", "{csv}", "--out", "x.txt"), 2, ".parquet"),
+    "no table": (("impute", "{run}", "--data", "none.csv", "--out", "x.csv"), 3, "cannot be read"),
+    "too few tables": (("impute", "{run}", "--data", "{csv}", "--out", "x.csv", "--multiple", "-1"), 2, "--multiple"),
+    "no column": (("sample", "{run}", "--out", "x.csv", "--where", "town=Oslo"), 2, "COLUMN=VALUE"),
+    "no label": (("sample", "{run}", "--out", "x.csv", "--where", "city=Paris"), 2, "Oslo"),
+    "where without a table": (("sample", "{run}", "--out", "x.npz", "--where", "city=Oslo"), 2, "--where"),
+    "label of a table": (("sample", "{run}", "--out", "x.csv", "--label", "1"), 2, "--where"),
+    "kinds of a picture": (
+        ("train", "tabular", "--data", "digits", "--out", "{new}", "--ignore", "id"), 2, "--columns and --ignore",
+    ),
+    "pictures": (("train", "tabular", "--data", "digits", "--out", "{new}"), 2, "learns tables"),
+    "no such column": (
+        ("train", "tabular", "--data", "{csv}", "--out", "{new}", "--ignore", "iid"), 2, "Did you mean id",
+    ),
+    "no such kind": (("train", "tabular", "--data", "{csv}", "--out", "{new}", "--columns", "age=cuont"), 2, "count"),
+    "names": (("train", "tabular", "--data", "{csv}", "--out", "{new}"), 3, "--ignore id"),
+    "balance by a number": (
+        ("train", "tabular", "--data", "{csv}", "--out", "{new}", "--ignore", "id", "--balance", "income"), 2, "labels",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_is_refused_in_one_paragraph(name, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words, status, said = REFUSED[name]
+    places = {"run": folder / "run", "csv": folder / "train.csv", "new": tmp_path / "new"}
+    assert_refused(call(*(word.format(**places) for word in words)), status, said)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_of_pictures_makes_no_tables(tmp_path):
+    succeed(call(*tiny(tmp_path / "run")))
+    assert_refused(call("sample", tmp_path / "run", "--out", tmp_path / "x.csv"), 2, "not trained on a table")
