@@ -31,6 +31,8 @@ FITS = {
     LikelihoodName.BERNOULLI: {Support.BINARY, Support.EIGHT_BIT, Support.UNIT_INTERVAL},
     LikelihoodName.CONTINUOUS_BERNOULLI: {Support.EIGHT_BIT, Support.UNIT_INTERVAL},
     LikelihoodName.NORMAL: {Support.EIGHT_BIT, Support.UNIT_INTERVAL, Support.REAL},
+    LikelihoodName.DISCRETISED_LOGISTIC: {Support.EIGHT_BIT},
+    LikelihoodName.LOGISTIC_MIXTURE: {Support.EIGHT_BIT},
     LikelihoodName.POISSON: {Support.COUNT},
     LikelihoodName.NEGATIVE_BINOMIAL: {Support.COUNT},
 }
