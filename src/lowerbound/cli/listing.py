@@ -64,6 +64,7 @@ def data(
     stdout.print(table)
     stdout.print(
         "A path works too: .npy or .npz (arrays x, y; or x_train, x_test, y_train, y_test), uint8 for pictures, int32 "
-        "for counts, float for anything else (a .npy can be larger than memory); .txt, a line of text an example; or a "
-        "folder of PNG, JPEG and WebP pictures, with a sub-folder for each class if there are classes."
+        "for counts, float for anything else (a .npy can be larger than memory); .csv, .tsv or .parquet, a table, with "
+        "holes or without; .txt, a line of text an example; or a folder of PNG, JPEG and WebP pictures, with a "
+        "sub-folder for each class if there are classes."
     )

@@ -35,6 +35,9 @@ _EPILOGUE = """Examples:
   lowerbound train tutorial --data mnist --epochs 2 --out runs/tutorial
   lowerbound train mlp --data mnist --out runs/wide --width 1024 --minutes 2
   lowerbound train mlp --data mnist --out runs/mine --config settings.toml
+  lowerbound train conv --data photos --size 32 --out runs/photos
+  lowerbound train tabular --data people.csv --ignore id --out runs/people
+  lowerbound train text --data words.txt --out runs/words
   lowerbound train package.module:function --data x.npz --out runs/own
 
 `lowerbound train RECIPE --help` explains every option of a recipe. Options can
