@@ -31,6 +31,7 @@ bench: $(STAMP)
 # What takes longer.
 bench-full: $(STAMP)
 	$(QUIET) $(BIN)/python benchmarks/run.py quality
+	$(QUIET) $(BIN)/python benchmarks/nll.py nll-10 --seeds 3 --json docs/results/nll-10.json
 
 # Other people's toolkits, each in an environment of its own, by its own pins.
 peers: .peers/pythae/.installed .peers/jax/.installed
