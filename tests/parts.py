@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lowerbound import flows, heads, priors
 from lowerbound import nn as networks
-from lowerbound.data import Support, generator
+from lowerbound.data import Column, Kind, Support, generator
 from lowerbound.model import VAE
 from lowerbound.objectives import (
     CIWAE,
@@ -120,6 +120,15 @@ ELSEWHERE = {
     "RecurrentText": "tests/test_text.py",
     "Columns": "tests/test_tables.py",
 }
+
+
+def likelihood_named(name: str) -> heads.Likelihood:
+    """Returns a likelihood head of the package with that name, of a size for tests."""
+    if name == "Columns":
+        return heads.Columns((3,), (Column("a", Kind.REAL),))
+    return (
+        heads.RecurrentText((3,), (2,), num_tokens=9) if name == "RecurrentText" else getattr(heads, name)((3,), (2,))
+    )
 
 
 def exported(module: ModuleType, kind: type) -> set[type]:

@@ -219,7 +219,7 @@ REFUSED = {
     "where without a table": (("sample", "{run}", "--out", "x.npz", "--where", "city=Oslo"), 2, "--where"),
     "label of a table": (("sample", "{run}", "--out", "x.csv", "--label", "1"), 2, "--where"),
     "kinds of a picture": (
-        ("train", "tabular", "--data", "digits", "--out", "{new}", "--ignore", "id"), 2, "--columns and --ignore",
+        ("train", "tabular", "--data", "digits", "--out", "{new}", "--ignore", "id"), 2, "(ignore) mean nothing",
     ),
     "pictures": (("train", "tabular", "--data", "digits", "--out", "{new}"), 2, "learns tables"),
     "no such column": (

@@ -7,14 +7,14 @@ import mpmath
 import pytest
 import torch
 from oracle import Identity
-from parts import LIKELIHOODS
+from parts import LIKELIHOODS, likelihood_named
 from scipy import stats
 from torch.distributions import Categorical as TorchCategorical
 from torch.distributions import NegativeBinomial as TorchNegativeBinomial
 
 import lowerbound as lb
 from lowerbound import discrete, heads, spec
-from lowerbound.data import Column, Kind, Support, generator
+from lowerbound.data import Support, generator
 from lowerbound.errors import UsageError
 from lowerbound.training import Precision, autocast
 
@@ -285,8 +285,7 @@ def test_on_every_support_a_head_is_exact_or_says_why_not_or_names_heads_that_ar
         public = [h for h in vars(heads).values() if isinstance(h, type) and issubclass(h, heads.Likelihood)]
         assert named == sorted(h.__name__ for h in public if support in getattr(h, "exact", ()))
         for name in named:
-            of_table = ((3,), (Column("a", Kind.REAL),))
-            getattr(heads, name)(*(of_table if name == "Columns" else ((3,), (2,)))).check(support)
+            likelihood_named(name).check(support)
 
 
 def test_what_is_accepted_where_is_what_was_decided():

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from parts import LIKELIHOODS, build, examples
+from parts import LIKELIHOODS, build, examples, likelihood_named
 
 import lowerbound as lb
 from lowerbound import heads, nn
 from lowerbound.checkpoint import RunFolder
-from lowerbound.data import Column, Kind, Support
+from lowerbound.data import Support
 from lowerbound.errors import UsageError
 from lowerbound.evidence import quadrature_evidence
 from lowerbound.experiment import Experiment, prepare
@@ -64,9 +64,7 @@ def test_a_run_is_made_of_a_likelihood_that_fits_the_data_or_not_at_all(support,
         begun(data, tmp_path, likelihood=likelihood)
     named = str(caught.value).split("These do: ")[1].split(".")[0].split(", ")
     for name in named:
-        settings = {"num_tokens": 9} if name == "RecurrentText" else {}
-        event = (Column("a", Kind.REAL),) if name == "Columns" else (4,)
-        getattr(heads, name)((2,), event, **settings).check(support)
+        likelihood_named(name).check(support)
 
 
 def test_every_likelihood_name_has_its_row_here():

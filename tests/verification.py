@@ -148,7 +148,7 @@ def reproduced(folder: Path) -> dict[str, list[dict[str, Any]]]:
         entries = json.loads(path.read_text())
         # A benchmark that reproduces no paper keeps its results in another shape.
         for entry in entries if isinstance(entries, list) else ():
-            for part in entry["parts"]:
+            for part in entry["parts"] if entry.get("theirs") is not None else ():
                 by_part[part].append(entry)
     return by_part
 
@@ -186,8 +186,8 @@ def _row(part: str, tests: dict[tuple[str, str], str], papers: list[dict[str, An
 
 
 def _quoted(entry: dict[str, Any]) -> str:
-    error = f" ± {entry['stderr']:g}" if "stderr" in entry else ""
-    return f"{entry['quantity']}: theirs {entry['theirs']:g}, ours {entry['ours']:g}{error} ({entry['paper']})"
+    error = f" ± {entry['stderr']:.2g}" if "stderr" in entry else ""
+    return f"{entry['quantity']}: theirs {entry['theirs']:g}, ours {entry['ours']:.4g}{error} ({entry['paper']})"
 
 
 def main(arguments: list[str]) -> int:

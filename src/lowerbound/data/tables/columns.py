@@ -156,9 +156,10 @@ class Column:
         """Returns numbers of x as cells: numbers, labels, dates; None where they are NaN.
 
         Example:
-            >>> Column("age", Kind.COUNT).decode(np.array([3.2, np.nan])), Column("v", Kind.REAL, 5.0, 2.0, decimals=1)\
-            ...     .decode(np.array([0.26]))
-            ([3, None], [5.5])
+            >>> Column("age", Kind.COUNT).decode(np.array([3.2, np.nan]))
+            [3, None]
+            >>> Column("v", Kind.REAL, 5.0, 2.0, decimals=1).decode(np.array([0.26]))
+            [5.5]
         """
         there = ~np.isnan(x)
         safe = np.where(there, x, 0.0).astype(np.float64)
