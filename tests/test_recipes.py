@@ -48,9 +48,9 @@ def few() -> lb.Data:
 
 def settings_of(recipe) -> dict[str, int]:
     settings = inspect.signature(recipe).parameters
-    # Large batches would leave an epoch of so few digits with no updates to speak of.
-    batch_size = {"batch_size": min(settings["batch_size"].default, 128)}
-    return batch_size | {name: size for name, size in SMALL.items() if name in settings}
+    small = {name: size for name, size in SMALL.items() if name in settings}
+    # The largest batches would leave an epoch of so few digits with no updates to speak of.
+    return small | ({"batch_size": 128} if settings["batch_size"].default > 256 else {})
 
 
 def judged(vae: lb.VAE, run: lb.Run, notes: tuple[str, ...]):

@@ -263,7 +263,8 @@ def _command(name: str, recipe: Callable[..., Run]) -> Callable[..., int]:
 
     def command(**given: Any) -> int:
         chosen = {k: v for k, v in given.items() if k in settings and v is not None}
-        common = Common(**{k: given.get(k, _COMMON[k][1]) for k in _COMMON})
+        # A recipe's own setting hides an option of the same name.
+        common = Common(**{k: default if k in settings else given[k] for k, (_, default, _) in _COMMON.items()})
         return _train(name, recipe, chosen, common)
 
     def parameter(key: str, kind: Any, default: Any, text: str) -> inspect.Parameter:
