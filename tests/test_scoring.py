@@ -169,7 +169,7 @@ def test_what_cannot_be_scored_is_refused():
         score(oracle.vae, new, known.slice(0, 2))
     with pytest.raises(UsageError, match=r"x of shape \(5,\)"):
         score(oracle.vae, source_of(torch.zeros(4, 6)), known)
-    with pytest.raises(UsageError, match="from 1 on; got 0"):
+    with pytest.raises(UsageError, match="a limit of 0"):
         score(oracle.vae, new, known, limit=0)
     with pytest.raises(UsageError, match="num_samples=0"):
         score(oracle.vae, new, known, num_samples=0)

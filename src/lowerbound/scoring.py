@@ -4,7 +4,7 @@ r"""How strange an example is to a model: novelty, honestly.
 a higher density than their own training data (Nalisnick, Matsukawa, Teh, Gorur and Lakshminarayanan, 2019, "Do deep
 generative models know what they don't know?"), and how well a picture compresses explains much of what its likelihood
 says (Serrà et al., 2020, "Input complexity and out-of-distribution detection with likelihood-based generative models").
-A VAE trained on nine digits finds nearly every 1 more probable than what it knows. So `log_px`, `elbo`, `distortion`
+A VAE trained on the other nine digits finds most 1s more probable than what it knows. So `log_px`, `elbo`, `distortion`
 and `rate` are given for what they are, and beside them scores that were made for the question:
 
 * the **likelihood regret** (Xiao, Yan and Amit, 2020) is what the bound gains when q is fitted to this one example,
@@ -59,6 +59,8 @@ _FEWEST = 3
 _BATCH = 20
 _BLOCK = 500
 _REFERENCE_SEED = 95
+# Draws behind each of the two bounds of a regret, at least: it is a small difference of large numbers.
+_REGRET = 200
 # Less of a deviation than this share of the size is rounding.
 _ROUNDING = 1e-6
 
@@ -160,7 +162,7 @@ def reference_of(
     Raises:
         UsageError: There are fewer than 3 examples, q has no density, or the likelihood or labels do not fit.
     """
-    _check(vae, source, num_samples)
+    check_scorable(vae, source, num_samples, limit)
     order = _some(source, limit)
     if len(order) < _FEWEST:
         raise UsageError(f"What is normal is told by at least {_FEWEST} examples; got {len(order)}.")
@@ -174,7 +176,8 @@ def reference_of(
     codes, distortion = whole["loc"] / unit, whole["distortion"]
     rows = range(0, len(codes), _BLOCK)
     near = [_nearest(codes[start : start + _BLOCK], codes, own=start) for start in rows]
-    raw = _statistics(whole, *(torch.cat(part) for part in zip(*near, strict=True)), distortion)
+    distances, places = (torch.cat(part) for part in zip(*near, strict=True))
+    raw = _statistics(whole, distances, places, distortion)
     centre, spread = raw.mean(0), _unit(raw.std(0), raw)
     placed = (raw - centre) / spread
     anomaly = torch.cat([_nearest(placed[s : s + _BLOCK], placed, own=s)[0].mean(1) for s in rows])
@@ -224,6 +227,7 @@ def score(
         >>> found.anomaly.argmax().item(), found.log_px.shape
         (1, torch.Size([2]))
     """
+    check_scorable(vae, source, num_samples, limit)
     if not isinstance(reference, Reference):
         reference = reference_of(vae, reference, num_samples=num_samples, seed=seed)
     return Scores.joined(list(scored(vae, source, reference, limit=limit, regret=regret, seed=seed)))
@@ -253,10 +257,8 @@ def scored(
     Raises:
         UsageError: See `score`.
     """
-    _check(vae, source, reference.num_samples)
+    check_scorable(vae, source, reference.num_samples, limit)
     order = torch.arange(len(source)) if limit is None else _some(source, limit)
-    if len(order) == 0:
-        raise UsageError(f"Scoring needs at least 1 example; got {len(source)} and limit={limit}.")
     for start in range(0, len(order), _BLOCK):
         rows, found = order[start : start + _BLOCK], []
         # Anew for each block: what the caller does between two of them must see neither mode nor generator changed.
@@ -269,7 +271,10 @@ def scored(
         yield replace(_held_against(reference, whole, rows), label=label)
 
 
-def _check(vae: VAE, source: Source, num_samples: int) -> None:
+def check_scorable(vae: VAE, source: Source, num_samples: int = 100, limit: int | None = None) -> None:
+    """Raises `UsageError` when a source cannot be scored by a model: see `score`. It takes no time."""
+    if len(source) == 0 or (limit is not None and limit < 1):
+        raise UsageError(f"Scoring needs at least 1 example; got {len(source)} and a limit of {limit}.")
     if source.event_shape != vae.event_shape:
         raise UsageError(f"The model is built for x of shape {vae.event_shape}, the data's is {source.event_shape}.")
     check_draws(num_samples)
@@ -279,8 +284,6 @@ def _check(vae: VAE, source: Source, num_samples: int) -> None:
 
 
 def _some(source: Source, limit: int) -> Tensor:
-    if limit < 1:
-        raise UsageError(f"A limit is a number of examples from 1 on; got {limit}.")
     return torch.randperm(len(source), generator=generator(_REFERENCE_SEED))[:limit].sort().values
 
 
@@ -300,7 +303,7 @@ def _measured(
     found = {name: evidence[name] for name in ("log_px", "stderr", "elbo", "distortion", "rate")}
     found |= {"loc": loc.flatten(1), "scale": scale.flatten(1)}
     if regret is not None:
-        found["regret"] = posterior_gap(one, batch.x, max(2, num_samples), refinement=regret).amortisation
+        found["regret"] = posterior_gap(one, batch.x, max(_REGRET, num_samples), refinement=regret).amortisation
     return {name: value.cpu().double() for name, value in found.items()}
 
 

@@ -83,11 +83,12 @@ def score(
         raise UsageError(f"--regret is a number of steps from 0 on; got {regret}.")
     from lowerbound.cli.saved import open_saved
     from lowerbound.evidence import Refinement
-    from lowerbound.scoring import reference_of, scored
+    from lowerbound.scoring import check_scorable, reference_of, scored
     from lowerbound.training import resolve_device
 
     saved = open_saved(run, data, data_dir)
     source = saved.split(split)
+    check_scorable(saved.vae, source, samples, limit)  # before what takes long
     # The model learned from the run's own source, whichever is scored.
     known = saved if data == reference else open_saved(run, reference, data_dir)
     vae = saved.vae.to(resolve_device(device))
