@@ -23,11 +23,16 @@ $$t(x) = \big(D(x),\; R(x),\; \delta(x),\; D(x) - \bar D(x)\big)$$
 the distortion and the rate; the mean distance \(\delta\) of the mean of q(z|x) to those of the ten nearest reference
 examples, each component of z in units of the root mean square of q's deviation; and how much worse x is reconstructed
 than those ten, \(\bar D\) in the mean: what is complex is reconstructed badly, and so are its neighbours. Each is put
-in units of its deviation over the reference, and the score is the mean distance of t(x) to its ten nearest among the
-reference's: two-sided, so that what is reconstructed *too* well is strange as well. This is density-of-states
-estimation (Morningstar et al., 2021, "Density of states estimation for out-of-distribution detection") with two
-statistics of neighbourhood and nearest neighbours in place of their densities. It was chosen among some two thousand
-combinations of like statistics on validation digits, one of ten left out (`docs/score.md`).
+in units of its deviation over the reference. The score adds two parts, each in deviations over the reference again:
+
+* how **rare** t(x) is, by its mean distance to the ten nearest t of the reference. That is two-sided: what is
+  reconstructed too well is strange as well. It is density-of-states estimation (Morningstar et al., 2021, "Density of
+  states estimation for out-of-distribution detection") with two statistics of neighbourhood, and distances to
+  neighbours in place of a density;
+* how **far** x is, the sum of the last two statistics where it is above its mean: to be far from all codes that are
+  known, and worse reconstructed than they, is strange, while to be nearer than most makes up for nothing.
+
+It was chosen among some two thousand combinations of like statistics on validation examples (`docs/score.md`).
 
 A reference example is never its own neighbour. One that is scored as if it were new is, and comes out as familiar.
 """
@@ -52,7 +57,7 @@ from lowerbound.training import seed_everything
 Report = Callable[[int, int], None]
 
 # Reference examples, unless told otherwise; and neighbours, in z and among the statistics.
-REFERENCE = 5000
+REFERENCE = 10_000
 _NEIGHBOURS = 10
 _FEWEST = 3
 # Examples measured at a time (an encoder pass is shared by a chunk of draws), and examples given out at a time.
@@ -78,7 +83,8 @@ class Scores:
         rate: KL(q(z|x) || p(z)), `[N]`.
         typicality: How far -log p(x) is from its mean over the reference, in its standard deviations, `[N]`. Made for
             batches; weak for single examples.
-        anomaly: The recommended score, higher is stranger, `[N]`; in standard deviations of the statistics behind it.
+        anomaly: The recommended score, higher is stranger, `[N]`, in standard deviations over the reference; it may be
+            negative.
         regret: The likelihood regret, 0 or above but for noise, `[N]`; None where it was not asked for.
         label: Labels, int64 `[N]`, where the source has some. They are no part of any score but a conditional model's,
             whose numbers are all of p(x|label).
@@ -122,6 +128,8 @@ class Reference:
         centre: The means of the four statistics, `[4]`.
         spread: Their standard deviations, `[4]`; 1 where there is none.
         statistics: The statistics in these units, `[R, 4]`.
+        rarity: The mean and the standard deviation of the anomaly score's first part, before it is put in its units.
+        farness: Those of its second.
         surprise: The mean and the standard deviation of -log p(x), nats.
         anomaly: The anomaly score of each reference example, itself left out, `[R]`.
     """
@@ -133,6 +141,8 @@ class Reference:
     centre: Tensor
     spread: Tensor
     statistics: Tensor
+    rarity: tuple[float, float]
+    farness: tuple[float, float]
     surprise: tuple[float, float]
     anomaly: Tensor
 
@@ -180,11 +190,20 @@ def reference_of(
     raw = _statistics(whole, distances, places, distortion)
     centre, spread = raw.mean(0), _unit(raw.std(0), raw)
     placed = (raw - centre) / spread
-    anomaly = torch.cat([_nearest(placed[s : s + _BLOCK], placed, own=s)[0].mean(1) for s in rows])
-    surprise = -whole["log_px"]
-    mean, deviation = surprise.mean(), _unit(surprise.std(), surprise)
+    rare = torch.cat([_nearest(placed[start : start + _BLOCK], placed, own=start)[0].mean(1) for start in rows])
+    rarity, farness = _spread(rare), _spread(_far(placed))
     return Reference(
-        num_samples, codes, unit, distortion, centre, spread, placed, (mean.item(), deviation.item()), anomaly
+        num_samples=num_samples,
+        codes=codes,
+        unit=unit,
+        distortion=distortion,
+        centre=centre,
+        spread=spread,
+        statistics=placed,
+        rarity=rarity,
+        farness=farness,
+        surprise=_spread(-whole["log_px"]),
+        anomaly=_within(rare, rarity) + _within(_far(placed), farness).clamp_min(0),
     )
 
 
@@ -310,7 +329,7 @@ def _measured(
 def _held_against(reference: Reference, found: dict[str, Tensor], rows: Tensor) -> Scores:
     near = _nearest(found["loc"] / reference.unit, reference.codes)
     placed = (_statistics(found, *near, reference.distortion) - reference.centre) / reference.spread
-    mean, deviation = reference.surprise
+    rare = _nearest(placed, reference.statistics)[0].mean(1)
     return Scores(
         row=rows,
         log_px=found["log_px"],
@@ -318,8 +337,8 @@ def _held_against(reference: Reference, found: dict[str, Tensor], rows: Tensor) 
         elbo=found["elbo"],
         distortion=found["distortion"],
         rate=found["rate"],
-        typicality=(-found["log_px"] - mean).abs() / deviation,
-        anomaly=_nearest(placed, reference.statistics)[0].mean(1),
+        typicality=_within(-found["log_px"], reference.surprise).abs(),
+        anomaly=_within(rare, reference.rarity) + _within(_far(placed), reference.farness).clamp_min(0),
         regret=found.get("regret"),
     )
 
@@ -328,6 +347,21 @@ def _statistics(found: dict[str, Tensor], distances: Tensor, near: Tensor, disto
     """Returns the four statistics of examples, `[N, 4]`, given their neighbours and the distortions of those."""
     own = found["distortion"]
     return torch.stack([own, found["rate"], distances.mean(1), own - distortion[near].mean(1)], 1)
+
+
+def _far(placed: Tensor) -> Tensor:
+    """Returns how far examples are from what is known, `[N]`, given their statistics in units of the reference's."""
+    return placed[:, 2:].sum(1)
+
+
+def _spread(values: Tensor) -> tuple[float, float]:
+    """Returns the mean of values, and their deviation or what stands for it."""
+    return values.mean().item(), _unit(values.std(), values).item()
+
+
+def _within(values: Tensor, spread: tuple[float, float]) -> Tensor:
+    mean, deviation = spread
+    return (values - mean) / deviation
 
 
 def _nearest(points: Tensor, among: Tensor, own: int | None = None) -> tuple[Tensor, Tensor]:

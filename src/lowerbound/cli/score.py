@@ -67,7 +67,7 @@ def score(
         enough as a rule); a step costs as much as some 25 samples.
     reference
         What is normal: a source, whose training split counts; by default that of the
-        run. 5,000 examples of it are measured, picked by a fixed seed.
+        run. 10,000 examples of it are measured, picked by a fixed seed.
     seed
         Seeds the draws.
     data_dir
