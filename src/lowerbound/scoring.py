@@ -181,7 +181,11 @@ def reference_of(
         for number, batch in enumerate(batches(source, order, _BATCH, device)):
             found.append(_measured(vae, batch, num_samples, derive_seed(seed, 7, number)))
             _tell(on_progress, number, len(order))
-    whole = {name: torch.cat([part[name] for part in found]) for name in found[0]}
+    return _made_of({name: torch.cat([part[name] for part in found]) for name in found[0]}, num_samples)
+
+
+def _made_of(whole: dict[str, Tensor], num_samples: int) -> Reference:
+    """Returns the reference that measured examples make, each held against all others."""
     unit = _unit(whole["scale"].square().mean(0).sqrt(), whole["loc"])
     codes, distortion = whole["loc"] / unit, whole["distortion"]
     rows = range(0, len(codes), _BLOCK)
