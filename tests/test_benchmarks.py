@@ -15,6 +15,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import contestants  # noqa: E402
 import measure  # noqa: E402
+import novelty  # noqa: E402
 import quality  # noqa: E402
 import run  # noqa: E402
 import throughput  # noqa: E402
@@ -211,3 +212,17 @@ def test_the_camera_s_medians_are_of_each_configuration_by_itself():
     assert result["medians"] == {"a": {"seeds": 3, "mig": 0.2}, "b": {"seeds": 1, "mig": 0.9}}
     assert result["trainings"] == rows
     assert "| mig | 0.2 | 0.9 |" in camera.table(result["medians"])
+
+
+def test_the_auroc_is_of_those_that_have_a_score():
+    score = np.array([0.1, 0.4, 0.3, np.nan, 0.9])
+    new = np.array([False, False, True, True, True])
+    # Of the four pairs of a new and a known example three are in order.
+    assert novelty.auroc(score, new) == 3 / 4
+
+
+def test_what_is_complex_takes_more_bytes():
+    flat = torch.zeros(2, 1, 28, 28, dtype=torch.uint8)
+    flat[1] = torch.randint(2, (1, 28, 28), generator=torch.Generator().manual_seed(0), dtype=torch.uint8) * 255
+    simple, complex_ = novelty.complexity(novelty.Setting("", ArraySource(flat), ArraySource(flat), np.array([])))
+    assert simple < complex_

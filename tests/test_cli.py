@@ -39,7 +39,7 @@ KEYS = {
     "notes",
     "units",
 }
-VERBS = ("train", "evaluate", "sample", "reconstruct", "encode", "interpolate", "impute", "recipes", "data")
+VERBS = ("train", "evaluate", "sample", "reconstruct", "encode", "interpolate", "impute", "score", "recipes", "data")
 
 
 def pixels(path: Path) -> np.ndarray:

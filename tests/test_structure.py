@@ -14,7 +14,7 @@ SOURCE = Path(lowerbound.__file__).parent
 LAYERS = (
     "errors", "spec", "data", "nn", "distributions", "discrete", "mixed", "flows", "heads", "priors", "model",
     "objectives", "optimisers", "training", "evidence", "metrics", "disentanglement", "tasks", "imputation",
-    "evaluation", "recipes", "checkpoint", "figures", "trackers", "experiment", "cli",
+    "evaluation", "scoring", "recipes", "checkpoint", "figures", "trackers", "experiment", "cli",
 )  # fmt: skip
 
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         optimisers,
         priors,
         recipes,
+        scoring,
         tasks,
         training,
     )
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from lowerbound.model import VAE, ConditionalVAE, LadderVAE, Trace
     from lowerbound.objectives import ELBO, Reconstruction, Terms
     from lowerbound.recipes import Run
+    from lowerbound.scoring import score
     from lowerbound.tasks import encode, interpolate, reconstruct, sample
     from lowerbound.training import Training, fit, train
 
@@ -81,6 +83,7 @@ _HOME = {
     "open_data": "data",
     "reconstruct": "tasks",
     "sample": "tasks",
+    "score": "scoring",
     "train": "training",
 }
 _MODULES = (
@@ -98,6 +101,7 @@ _MODULES = (
     "optimisers",
     "priors",
     "recipes",
+    "scoring",
     "tasks",
     "training",
 )
@@ -143,6 +147,8 @@ __all__ = [
     "recipes",
     "reconstruct",
     "sample",
+    "score",
+    "scoring",
     "tasks",
     "train",
     "training",

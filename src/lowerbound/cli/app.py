@@ -14,7 +14,7 @@ from contextlib import suppress
 import cyclopts
 
 import lowerbound
-from lowerbound.cli import judge, listing, make, tables, train
+from lowerbound.cli import judge, listing, make, score, tables, train
 from lowerbound.cli.show import print_error, print_note
 from lowerbound.errors import LowerboundError
 
@@ -54,6 +54,7 @@ def build_app() -> cyclopts.App:
         make.encode,
         make.interpolate,
         tables.impute,
+        score.score,
     ):
         app.command(verb)
     app.command(listing.recipes)
