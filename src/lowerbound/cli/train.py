@@ -264,7 +264,8 @@ def _command(name: str, recipe: Callable[..., Run]) -> Callable[..., int]:
     def command(**given: Any) -> int:
         chosen = {k: v for k, v in given.items() if k in settings and v is not None}
         # A recipe's own setting hides an option of the same name.
-        common = Common(**{k: default if k in settings else given[k] for k, (_, default, _) in _COMMON.items()})
+        asked = {k: v for k, v in given.items() if k not in settings}
+        common = Common(**{k: asked.get(k, default) for k, (_, default, _) in _COMMON.items()})
         return _train(name, recipe, chosen, common)
 
     def parameter(key: str, kind: Any, default: Any, text: str) -> inspect.Parameter:
