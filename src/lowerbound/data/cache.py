@@ -37,12 +37,12 @@ def cache_dir() -> Path:
     return Path(given) if given else Path(platformdirs.user_cache_dir("lowerbound", appauthor=False))
 
 
-def pack(target: Path, shape: tuple[int, ...], dtype: np.dtype[Any], chunks: Iterable[np.ndarray]) -> None:
+def pack(target: Path, shape: tuple[int | None, ...], dtype: np.dtype[Any], chunks: Iterable[np.ndarray]) -> None:
     """Writes an array that need not fit in memory as a `.npy` file, whole or not at all.
 
     Args:
         target: The file.
-        shape: The array's shape.
+        shape: The array's shape; the first number may be None, for as many rows as the chunks turn out to have.
         dtype: Its type.
         chunks: The array in order, some rows at a time.
 
@@ -50,8 +50,8 @@ def pack(target: Path, shape: tuple[int, ...], dtype: np.dtype[Any], chunks: Ite
         ResourceError: The disk is full or refuses; nothing is left of what was written.
         ValueError: The chunks are not the rows of such an array.
     """
-    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-    needed = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    event = tuple(int(size or 0) for size in shape[1:])
+    needed = int(shape[0] or 0) * int(np.prod(event, dtype=np.int64)) * dtype.itemsize
     with disk_errors(target, _RESCUE):
         target.parent.mkdir(parents=True, exist_ok=True)
         _sweep(target.parent)
@@ -59,8 +59,14 @@ def pack(target: Path, shape: tuple[int, ...], dtype: np.dtype[Any], chunks: Ite
         descriptor, part = tempfile.mkstemp(prefix=f"{target.name}.", suffix=_SUFFIX, dir=target.parent)
         try:
             with open(descriptor, "wb") as file:
-                np.lib.format.write_array_header_1_0(file, header)
-                _write_rows(file, shape, dtype, chunks)
+                _write_header(file, (shape[0] or 0, *event), dtype)
+                count = _write_rows(file, event, dtype, chunks)
+                if shape[0] is None:
+                    # NumPy leaves room in a header for the array to grow, so it takes as many bytes again.
+                    file.seek(0)
+                    _write_header(file, (count, *event), dtype)
+                elif count != shape[0]:
+                    raise ValueError(f"expected {shape[0]} rows, got {count}")
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(part, target)
@@ -69,15 +75,19 @@ def pack(target: Path, shape: tuple[int, ...], dtype: np.dtype[Any], chunks: Ite
             raise
 
 
-def _write_rows(file: BinaryIO, shape: tuple[int, ...], dtype: np.dtype[Any], chunks: Iterable[np.ndarray]) -> None:
+def _write_header(file: BinaryIO, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+
+
+def _write_rows(file: BinaryIO, event: tuple[int, ...], dtype: np.dtype[Any], chunks: Iterable[np.ndarray]) -> int:
     written = 0
     for chunk in chunks:
-        if chunk.dtype != dtype or chunk.shape[1:] != shape[1:]:
-            raise ValueError(f"expected {dtype} of shape {shape[1:]}, got {chunk.dtype} of shape {chunk.shape[1:]}")
+        if chunk.dtype != dtype or chunk.shape[1:] != event:
+            raise ValueError(f"expected {dtype} of shape {event}, got {chunk.dtype} of shape {chunk.shape[1:]}")
         file.write(np.ascontiguousarray(chunk).data)
         written += len(chunk)
-    if written != shape[0]:
-        raise ValueError(f"expected {shape[0]} rows, got {written}")
+    return written
 
 
 def _check_space(target: Path, needed: int) -> None:

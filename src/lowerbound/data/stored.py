@@ -204,7 +204,7 @@ class StoredSource(Source):
 
     @cached_property
     def fingerprint(self) -> str:
-        digest = scanned(self.rows, self.name).sha256
+        digest = scanned(self.rows, self.name, self.support).sha256
         return hashlib.sha256(repr((self.event_shape, self.scale, digest)).encode()).hexdigest()
 
 
@@ -221,8 +221,13 @@ class Scan:
     support: Support
 
 
-def scanned(rows: Rows, name: str) -> Scan:
+def scanned(rows: Rows, name: str, support: Support = Support.REAL) -> Scan:
     """Looks at every value of a file once, in bounded memory; what was found is kept while the file does not change.
+
+    Args:
+        rows: The file.
+        name: Used in messages.
+        support: That of a table, where a value may be missing.
 
     Raises:
         DataError: A value is not finite, or whole numbers are no counts; the message says where.
@@ -231,19 +236,19 @@ def scanned(rows: Rows, name: str) -> Scan:
     if found := cache.remembered(known):
         with contextlib.suppress(KeyError, ValueError):
             return Scan(str(found["sha256"]), Support(found["support"]))
-    scan = _scan(rows, name)
+    scan = _scan(rows, name, Support.TABLE if support is Support.TABLE else Support.REAL)
     cache.remember(known, {"sha256": scan.sha256, "support": scan.support.value})
     return scan
 
 
-def _scan(rows: Rows, name: str) -> Scan:
+def _scan(rows: Rows, name: str, floats: Support) -> Scan:
     digest = hashlib.sha256()
     support, lows, highs = Support.BINARY, [0], [0]
     for start, chunk in rows.chunks():
         digest.update(chunk.data)
         values = as_held(chunk)
         if values.dtype == np.float32:
-            check_support(torch.from_numpy(values), Support.REAL, name, first=start)
+            check_support(torch.from_numpy(values), floats, name, first=start)
         elif values.dtype == np.int32:
             lows.append(int(chunk.min()))
             highs.append(int(chunk.max()))

@@ -14,17 +14,13 @@ Where that is not what they are, say it: `Table(columns=...)`, `--columns`.
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
-
-from lowerbound.data.tables import cells
-from lowerbound.data.tables.columns import MAX_COUNT, Column, Kind
+from lowerbound.data.tables.columns import Column, Kind
+from lowerbound.data.tables.tally import FEW_LEVELS, Moments, Numbers, Tally, Wrong, short
 from lowerbound.errors import DataError
 
 MAX_LEVELS = 1000
 _MAX_LABEL = 1000
-_FEW_LEVELS, _EACH = 10, 5
+_EACH = 5
 # Text that is this often a number was meant as one, and the rest are mistakes.
 _MOSTLY = 0.9
 _SKEWED = 1.0
@@ -36,163 +32,119 @@ _STORED = frozenset(
 )
 
 
-def infer(name: str, array: Any, where: str, declared: Column | None = None) -> Column:
-    """Returns the column with everything decided.
+def infer(tally: Tally, where: str) -> Column:
+    """Returns a column with everything decided.
 
     Args:
-        name: Its name.
-        array: Its cells, an Arrow array.
+        tally: What was counted of its cells.
         where: The file's name, for messages.
-        declared: What the user says it is.
 
     Raises:
         DataError: The cells are of no kind, or not of the declared one.
     """
-    if cells.missing(array).all():
+    name, declared = tally.name, tally.declared
+    if not tally.there:
         raise DataError(f"{where}: the column {name!r} has no cell that is not missing. Leave it out: --ignore {name}.")
-    kind = _kind(name, array, where) if declared is None else declared.kind
-    if kind.has_levels:
-        found = _with_levels(name, kind, array, where, declared.levels if declared is not None else ())
-    else:
-        found = _with_units(name, kind, array)
-    refuse_bad(found, array, where, strange_too=True)
+    kind = _kind(tally, where) if declared is None else declared.kind
+    found = _with_levels(tally, kind, where) if kind.has_levels else _with_units(tally, kind)
+    if tally.refused.count:
+        raise refusal(found, tally.refused, where)
     return found
 
 
-def refuse_bad(column: Column, array: Any, where: str, *, strange_too: bool) -> None:
-    """Raises `DataError` naming the first five cells that the column cannot take."""
-    _, bad, strange = column.encode(array)
-    wrong = bad | strange if strange_too else bad
-    if wrong.any():
-        levels = f" ({', '.join(column.levels[:10])}{', ...' if column.num_levels > 10 else ''})"
-        what = column.kind.value + (levels if column.levels else "")
-        raise DataError(
-            f"{where}: the column {column.name!r} should hold {what}, but {_cells(wrong, array)}. Mend the cells, or "
-            f"say what the column is: --columns {column.name}=KIND, or --ignore {column.name}."
-        )
+def refusal(column: Column, wrong: Wrong, where: str) -> DataError:
+    """Returns what is said of cells that a column cannot take."""
+    levels = f" ({', '.join(column.levels[:10])}{', ...' if column.num_levels > 10 else ''})"
+    what = column.kind.value + (levels if column.levels else "")
+    return DataError(
+        f"{where}: the column {column.name!r} should hold {what}, but not at {wrong}. Mend the cells, or "
+        f"say what the column is: --columns {column.name}=KIND, or --ignore {column.name}."
+    )
 
 
-def _cells(wrong: np.ndarray, array: Any) -> str:
-    """Returns the first five wrong cells in words; rows are counted from 1, without the header."""
-    places = np.flatnonzero(wrong)
-    shown = "; ".join(f"row {p + 1}: {_short(array[int(p)].as_py())}" for p in places[:5])
-    more = f" and {len(places) - 5:,} more" if len(places) > 5 else ""
-    return f"not at {shown}{more}"
-
-
-def _short(value: Any) -> str:
-    text = repr(value) if isinstance(value, str) else str(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
-
-
-def offenders(column: Column, wrong: np.ndarray, array: Any) -> str:
-    """Returns in words which cells of a column are taken as missing."""
-    return f"column {column.name!r}: {_cells(wrong, array).removeprefix('not at ')}"
-
-
-def _kind(name: str, array: Any, where: str) -> Kind:
-    types = cells.arrow().types
-    if types.is_boolean(array.type):
+def _kind(tally: Tally, where: str) -> Kind:
+    if tally.is_boolean:
         return Kind.BINARY
-    if types.is_temporal(array.type):
+    if tally.is_temporal:
         return Kind.DATE
-    there = ~cells.missing(array)
-    values, bad = cells.numbers(array)
-    if not bad.any():
-        return _kind_of_numbers(values[there])
-    if not cells.is_text(array):
-        raise DataError(f"{where}: the column {name!r} should hold finite numbers, but {_cells(bad, array)}.")
-    _, undated, _ = cells.days(array)
-    if not undated.any():
+    if not tally.bad.count:
+        return _kind_of_numbers(tally.numbers)
+    name = tally.name
+    if not tally.is_text:
+        raise DataError(f"{where}: the column {name!r} should hold finite numbers, but not at {tally.bad}.")
+    if not tally.undated.count:
         return Kind.DATE
-    for what, wrong in (("a number", bad), ("an ISO date", undated)):
-        if wrong.sum() < (1 - _MOSTLY) * there.sum():
+    for what, wrong in (("a number", tally.bad), ("an ISO date", tally.undated)):
+        if wrong.count < (1 - _MOSTLY) * tally.there:
             raise DataError(
-                f"{where}: nearly every cell of the column {name!r} is {what}, but {_cells(wrong, array)}. Mend those "
+                f"{where}: nearly every cell of the column {name!r} is {what}, but not at {wrong}. Mend those "
                 f"cells (leave them empty if they are not known), or say that they are labels: --columns "
                 f"{name}=categorical."
             )
-    distinct = _distinct(array)
-    if len(distinct) > max(_ALWAYS_ALLOWED, min(MAX_LEVELS, there.sum() // 2)):
+    if len(tally.labels.counts) > max(_ALWAYS_ALLOWED, min(MAX_LEVELS, tally.there // 2)):
         raise DataError(
-            f"{where}: the column {name!r} holds text, with {len(distinct):,} different values in {there.sum():,} "
+            f"{where}: the column {name!r} holds text, with {tally.labels} different values in {tally.there:,} "
             f"cells: too many for categories. Leave it out (--ignore {name}), or say that it is one all the same "
             f"(--columns {name}=categorical)."
         )
-    return Kind.BINARY if len(distinct) == 2 else Kind.CATEGORICAL
+    return Kind.BINARY if len(tally.labels.counts) == 2 else Kind.CATEGORICAL
 
 
-def _kind_of_numbers(values: np.ndarray) -> Kind:
-    distinct = np.unique(values)
-    if (values == np.round(values)).all():
-        if len(distinct) == 2:
+def _kind_of_numbers(numbers: Numbers) -> Kind:
+    if numbers.whole:
+        if numbers.distinct == 2:
             return Kind.BINARY
-        if 2 < len(distinct) <= min(_FEW_LEVELS, len(values) / _EACH):
+        if 2 < numbers.distinct <= min(FEW_LEVELS, numbers.plain.count / _EACH):
             return Kind.CATEGORICAL
-        if distinct[0] >= 0 and distinct[-1] <= MAX_COUNT:
+        if numbers.are_counts:
             return Kind.COUNT
-    if distinct[0] > 0 and len(distinct) > 2:
-        skew = _skewness(values)
-        if skew > _SKEWED and abs(_skewness(np.log(values))) < skew:
+    if numbers.low > 0 and numbers.distinct > 2:
+        skew = numbers.plain.skewness
+        if skew > _SKEWED and abs(numbers.logs.skewness) < skew:
             return Kind.POSITIVE
     return Kind.REAL
 
 
-def _skewness(values: np.ndarray) -> float:
-    # By the largest first, so that no cube overflows.
-    away = (values - values.mean()) / max(np.abs(values - values.mean()).max(), np.finfo(np.float64).tiny)
-    return float((away**3).mean() / max(away.std() ** 3, 1e-300))
-
-
-def _with_units(name: str, kind: Kind, array: Any) -> Column:
-    values = Column(name, kind).encode(array)[0]
-    values = np.log1p(values) if kind is Kind.COUNT else values
-    values = values[~np.isnan(values)]
-    loc = float(values.mean()) if len(values) else 0.0
-    spread = float(values.std()) if len(values) else 0.0
+def _with_units(tally: Tally, kind: Kind) -> Column:
+    moments = tally.values if tally.declared is not None else _moments_of(tally, kind)
     # What is left of a constant column is rounding.
-    scale = spread if spread > 1e-7 * max(abs(loc), 1e-30) else 1.0
-    decimals = 0 if kind is Kind.COUNT else _decimals(kind, array)
-    return Column(name, kind, loc, scale, decimals=decimals, storage=_storage(array))
+    scale = moments.std if moments.std > 1e-7 * max(abs(moments.mean), 1e-30) else 1.0
+    return Column(tally.name, kind, moments.mean, scale, decimals=_decimals(tally, kind), storage=_storage(tally))
 
 
-def _decimals(kind: Kind, array: Any) -> int:
-    """Returns how many digits stand after the point at most; -1 where that cannot be told (exponents, Parquet)."""
-    pa = cells.arrow()
+def _moments_of(tally: Tally, kind: Kind) -> Moments:
     if kind is Kind.DATE:
-        return -1 if cells.days(array)[2] else 0
-    if not cells.is_text(array):
-        return 0 if pa.types.is_integer(array.type) else -1
-    text = cells.trimmed(array)
-    if pa.compute.any(pa.compute.match_substring_regex(text, "[eE]")).as_py():
-        return -1
-    after = pa.compute.utf8_length(pa.compute.replace_substring_regex(text, r"^[^.]*\.?", ""))
-    return min(int(pa.compute.max(after).as_py() or 0), 17)
+        return tally.days
+    return {Kind.POSITIVE: tally.numbers.logs, Kind.COUNT: tally.numbers.counts}.get(kind, tally.numbers.plain)
 
 
-def _with_levels(name: str, kind: Kind, array: Any, where: str, given: tuple[str, ...]) -> Column:
-    levels = given or tuple(_in_order(_distinct(array)))
+def _decimals(tally: Tally, kind: Kind) -> int:
+    if kind is Kind.COUNT:
+        return 0
+    if kind is Kind.DATE:
+        return -1 if tally.timed else 0
+    return tally.digits
+
+
+def _with_levels(tally: Tally, kind: Kind, where: str) -> Column:
+    name, counts = tally.name, tally.labels.counts
+    given = tally.declared.levels if tally.declared is not None else ()
+    levels = given or tuple(_in_order(list(counts)))
     if kind is Kind.BINARY and len(levels) > 2:
         raise DataError(
             f"{where}: the column {name!r} should be binary, but has {len(levels)} different labels: "
-            f"{', '.join(_short(level) for level in levels[:5])}, ... Call it categorical: --columns "
+            f"{', '.join(short(level) for level in levels[:5])}, ... Call it categorical: --columns "
             f"{name}=categorical."
         )
     if len(levels) > MAX_LEVELS or max(map(len, levels)) > _MAX_LABEL:
+        found = f"{len(levels):,}" if given else str(tally.labels)
         raise DataError(
             f"{where}: the column {name!r} can have at most {MAX_LEVELS:,} labels of at most {_MAX_LABEL:,} letters; "
-            f"it has {len(levels):,}, the longest of {max(map(len, levels)):,}. Leave it out: --ignore {name}."
+            f"it has {found}, the longest of {max(map(len, levels)):,}. Leave it out: --ignore {name}."
         )
-    column = Column(name, kind, levels=levels, storage=_storage(array))
-    places = column.encode(array)[0]
-    counts = np.bincount(places[~np.isnan(places)].astype(np.int64), minlength=len(levels))
-    shares = tuple(float(f"{share:.6g}") for share in (counts / max(counts.sum(), 1)).tolist())
-    return Column(name, kind, levels=levels, shares=shares, storage=column.storage)
-
-
-def _distinct(array: Any) -> list[str]:
-    found = cells.labels(array).unique().drop_null().to_pylist()
-    return [str(label) for label in found]
+    each = [counts.get(level, 0) for level in levels]
+    shares = tuple(float(f"{count / max(sum(each), 1):.6g}") for count in each)
+    return Column(name, kind, levels=levels, shares=shares, storage=_storage(tally))
 
 
 def _in_order(levels: list[str]) -> list[str]:
@@ -203,6 +155,6 @@ def _in_order(levels: list[str]) -> list[str]:
         return sorted(levels)
 
 
-def _storage(array: Any) -> str:
+def _storage(tally: Tally) -> str:
     # Text is how a text file has everything, so it says nothing.
-    return str(array.type) if str(array.type) in _STORED and not cells.is_text(array) else ""
+    return str(tally.type) if str(tally.type) in _STORED and not tally.is_text else ""
