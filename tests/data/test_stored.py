@@ -230,7 +230,7 @@ def test_a_file_is_looked_through_once_while_it_does_not_change(tmp_path, nothin
     path = saved(tmp_path / "x.npy", pictures())
     looked = []
     scan = stored._scan
-    monkeypatch.setattr(stored, "_scan", lambda rows, name: looked.append(name) or scan(rows, name))
+    monkeypatch.setattr(stored, "_scan", lambda rows, name, floats: looked.append(name) or scan(rows, name, floats))
     for _ in range(3):
         open_data(path).test.fingerprint  # noqa: B018
     assert len(looked) == 1

@@ -19,7 +19,7 @@ def evaluate(
     /,
     *,
     data: str | None = None,
-    split: str = "test",
+    split: str | None = None,
     samples: int = 100,
     limit: int | None = None,
     gap: int = SPLIT_EXAMPLES,
@@ -39,7 +39,8 @@ def evaluate(
     data
         Another source than the one it was trained on; binarised in the same way.
     split
-        test, valid or train.
+        test, valid, train, or all in the source's own order; by default test, and all
+        of another file that has no splits of its own.
     samples
         K, importance samples an example for log p(x).
     limit
@@ -64,7 +65,7 @@ def evaluate(
     from lowerbound.training import resolve_device
 
     saved = open_saved(run, data, data_dir)
-    source = saved.data.split(split)
+    source = saved.split(split)
     vae = saved.vae.to(resolve_device(device))
     with Progress(console=stderr, transient=True, disable=not stderr.is_terminal) as bar:
         task = bar.add_task("evaluating", total=None)
@@ -82,7 +83,7 @@ def evaluate(
     if json:
         print_json(result.to_json())
     else:
-        print_evaluation(f"{run}: {saved.data.name}, {split}", result)
+        print_evaluation(f"{run}: {saved.source}, {saved.named(split)}", result)
 
 
 def compare(

@@ -97,7 +97,7 @@ def reconstruct(
     *,
     out: Path,
     data: str | None = None,
-    split: str = "test",
+    split: str | None = None,
     n: int = 10,
     draw: bool = False,
     seed: int = 0,
@@ -119,7 +119,8 @@ def reconstruct(
     data
         Another source than the run's own.
     split
-        test, valid or train.
+        test, valid, train, or all in the source's own order; by default test, and all
+        of another file that has no splits of its own.
     n
         How many, from the first on.
     draw
@@ -143,7 +144,7 @@ def reconstruct(
     if n < 1:
         raise UsageError(f"A reconstruction needs at least 1 example; got --n {n}.")
     saved = open_saved(run, data, data_dir)
-    source = saved.data.split(split)
+    source = saved.split(split)
     vae = saved.vae.to(resolve_device(device))
     batch = source.examples(torch.arange(min(n, len(source))))
     x = batch.x
@@ -153,8 +154,8 @@ def reconstruct(
         padded, columns = figures.in_rows(rows)
         figures.save_grid(padded, out, columns)
     else:
-        _write_examples(out, {"x": x, "reconstruction": made}, saved.data.view.reading)
-    _report(out, len(x), "reconstructions", json, saved.data.view.reading, x, made)
+        _write_examples(out, {"x": x, "reconstruction": made}, saved.view.reading)
+    _report(out, len(x), "reconstructions", json, saved.view.reading, x, made)
 
 
 def encode(
@@ -163,7 +164,7 @@ def encode(
     *,
     out: Path,
     data: str | None = None,
-    split: str = "test",
+    split: str | None = None,
     draw: bool = False,
     seed: int = 0,
     data_dir: Path | None = None,
@@ -185,7 +186,8 @@ def encode(
     data
         Another source than the run's own.
     split
-        test, valid or train; of a table also all, its rows in their own order.
+        test, valid, train, or all in the source's own order; by default test, and all
+        of another file that has no splits of its own.
     draw
         Add one draw z from q(z|x).
     seed
@@ -221,7 +223,7 @@ def interpolate(
     steps: int = 11,
     label: int | None = None,
     data: str | None = None,
-    split: str = "test",
+    split: str | None = None,
     data_dir: Path | None = None,
     device: str = "auto",
     json: bool = False,
@@ -248,7 +250,8 @@ def interpolate(
     data
         Another source than the run's own.
     split
-        test, valid or train.
+        test, valid, train, or all in the source's own order; by default test, and all
+        of another file that has no splits of its own.
     data_dir
         A folder in which named data sets are looked for first.
     device
@@ -264,11 +267,11 @@ def interpolate(
     from lowerbound.training import resolve_device
 
     saved = open_saved(run, data, data_dir)
-    source = saved.data.split(split)
+    source = saved.split(split)
     for name, place in (("--from", from_), ("--to", to)):
         if not 0 <= place < len(source):
             raise UsageError(
-                f"{name} should be from 0 to {len(source) - 1:,}, a place in the {split} split; got {place}."
+                f"{name} should be from 0 to {len(source) - 1:,}, a place in the examples of --split {saved.named(split)}; got {place}."
             )
     ends = source.examples(torch.tensor([from_, to]))
     vae = saved.vae.to(resolve_device(device))
@@ -277,8 +280,8 @@ def interpolate(
     if _kind(out) == ".png":
         figures.save_grid(made, out, columns=len(made))
     else:
-        _write_examples(out, {"x": made}, saved.data.view.reading)
-    _report(out, steps, "steps", json, saved.data.view.reading, made)
+        _write_examples(out, {"x": made}, saved.view.reading)
+    _report(out, steps, "steps", json, saved.view.reading, made)
 
 
 def _along(vae: VAE, ends: Tensor | None, asked: int | None) -> int | None:

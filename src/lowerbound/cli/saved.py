@@ -2,41 +2,71 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from lowerbound.checkpoint import RunFolder
 from lowerbound.cli.show import job
-from lowerbound.data import Data, Source
+from lowerbound.data import Data, Source, View
 from lowerbound.experiment import notes_of, objective_of, view_of
 from lowerbound.model import VAE
 from lowerbound.objectives import Objective
 
+# All examples of a source in the order in which they stand there.
+ALL = "all"
+
 
 @dataclass(frozen=True)
 class Saved:
-    """A run and the data asked for.
+    """A run and the data asked for, which are opened when they are wanted.
 
     Attributes:
         vae: The model.
-        data: The source asked for, or the run's own, seen as in training.
+        view: How the data were looked at in training.
+        source: The source asked for, or the run's own.
+        is_own: Whether it is the run's own.
         notes: What a reader of its numbers must know.
         objective: What trained the model.
+        data_dir: A folder in which named data sets are looked for first.
     """
 
     vae: VAE
-    data: Data
+    view: View
+    source: str
+    is_own: bool
     notes: tuple[str, ...]
     objective: Objective
+    data_dir: Path | None = None
 
-    def split(self, name: str) -> Source:
-        """Returns the split called `name`, or `all` of a file, in its own order.
+    @cached_property
+    def data(self) -> Data:
+        """The source in its splits, seen as in training."""
+        with job("reading") as report:
+            return self.view.of(self.source, self.data_dir, report)
+
+    def named(self, split: str | None) -> str:
+        """Returns which split is meant where none may have been said.
+
+        Of the run's own data, and of a source that says what is to be tested on, that is the test split. A file that
+        the run has never seen has nothing to hide from it, and all of it is meant.
+        """
+        if split is not None:
+            return split
+        return "test" if self.is_own or self.view.has_splits(self.source) else ALL
+
+    def split(self, name: str | None = None) -> Source:
+        """Returns the split called `name`, or `all` in the source's own order; see `named` where there is no name.
 
         Raises:
             UsageError: There is no such split.
+            DataError: The source cannot be had.
         """
-        reading = self.data.view.reading
-        return self.data.split(name) if name != "all" or reading is None else reading.whole(Path(self.data.name))
+        name = self.named(name)
+        if name != ALL:
+            return self.data.split(name)
+        with job("reading") as report:
+            return self.view.whole(self.source, self.data_dir, report)
 
 
 def open_saved(run: Path, source: str | None = None, data_dir: Path | None = None) -> Saved:
@@ -46,13 +76,17 @@ def open_saved(run: Path, source: str | None = None, data_dir: Path | None = Non
         CheckpointError: The folder is no run, or it is damaged.
         DataError: The source cannot be had.
     """
-    saved = RunFolder(run).read()
-    notes, described = list(notes_of(saved.record)), saved.record["data"]
-    if not saved.finished:
+    record = RunFolder(run).read()
+    notes, described = list(notes_of(record.record)), record.record["data"]
+    if not record.finished:
         notes.append("training has not ended: these are the weights of the last checkpoint")
-    with job("reading") as report:
-        data = view_of(saved.record).of(source or str(described.get("source")), data_dir, report)
+    own = str(described.get("source"))
+    found = own if source is None else source
+    is_own = found == own or str(Path(found).resolve()) == own
+    view, objective = view_of(record.record), objective_of(record.record)
+    saved = Saved(record.vae, view, found, is_own, tuple(notes), objective, data_dir)
     fingerprints = described.get("fingerprint")
-    if source is None and isinstance(fingerprints, dict) and data.test.fingerprint != fingerprints.get("test"):
-        notes.append(f"the test split of {data.name} is not the one of the training any more: its values have changed")
-    return Saved(saved.vae, data, tuple(notes), objective_of(saved.record))
+    if source is None and isinstance(fingerprints, dict) and saved.data.test.fingerprint != fingerprints.get("test"):
+        changed = f"the test split of {own} is not the one of the training any more: its values have changed"
+        return replace(saved, notes=(*saved.notes, changed))
+    return saved

@@ -32,7 +32,7 @@ def score(
     *,
     out: Path,
     data: str | None = None,
-    split: str = "test",
+    split: str | None = None,
     samples: int = 100,
     limit: int | None = None,
     regret: int = 0,
@@ -55,9 +55,10 @@ def score(
     out
         A .csv, .parquet or .npz with a row an example.
     data
-        Another source than the run's own; of a file, --split all scores every row.
+        Another source than the run's own.
     split
-        test, valid or train; of a table also all, its rows in their own order.
+        test, valid, train, or all in the source's own order; by default test, and all
+        of another file that has no splits of its own.
     samples
         K, importance samples an example for log p(x).
     limit
@@ -93,7 +94,7 @@ def score(
     known = saved if data == reference else open_saved(run, reference, data_dir)
     vae = saved.vae.to(resolve_device(device))
     with job("measuring what is normal") as report:
-        normal = reference_of(vae, known.data.split("train"), num_samples=samples, seed=seed, on_progress=report)
+        normal = reference_of(vae, known.split("train"), num_samples=samples, seed=seed, on_progress=report)
     search = Refinement(steps=regret, draws=8) if regret else None
     totals = _Totals(normal)
     with job("scoring") as report:

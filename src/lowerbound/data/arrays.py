@@ -39,26 +39,43 @@ class Arrays(Reading):
     """Examples as NumPy keeps them."""
 
     def open(self, path: Path) -> tuple[Source, Source]:
-        source = str(path)
-        if path.suffix == ".npy" and os.path.isfile(path) and not is_held(path.stat().st_size):
-            return shuffled_split(_stored(path))
-        try:
-            arrays = _load_arrays(path)
-        except MemoryError as error:
-            raise DataError(
-                f"{source} does not fit in memory ({error}). Save its examples alone as a .npy file, which can be "
-                "larger than memory."
-            ) from error
-        except Exception as error:  # NumPy reads a header as Python, so a damaged one can end in anything
-            reason = " ".join(str(error).split())
-            raise DataError(
-                f"{source} cannot be read as a NumPy file ({reason}); save it again with numpy.save."
-            ) from error
-        if "x_train" in arrays:
-            learned, test = _as_sources(arrays, (("x_train", "y_train"), ("x_test", "y_test")), source, 2, 1)
-            return learned, test
-        (whole,) = _as_sources(arrays, (("x", "y"),), source, 3)
-        return shuffled_split(whole)
+        parts = _parts(path, fewest=3)
+        return (parts[0], parts[1]) if len(parts) > 1 else shuffled_split(parts[0])
+
+    def whole(self, path: Path) -> Source:
+        """Reads all examples in their order; where the file has splits, those to test on come last."""
+        first, *rest = _parts(path, fewest=1)
+        return first.joined(rest[0]) if rest else first
+
+    def has_splits(self, path: Path) -> bool:
+        return path.suffix.lower() == ".npz" and len(_parts(path, fewest=1)) > 1
+
+
+def _parts(path: Path, fewest: int) -> tuple[Source, ...]:
+    """Returns all examples of a file, or those to learn from and those to test on, where it has both.
+
+    Args:
+        path: The file.
+        fewest: The fewest examples that a file without splits can have.
+    """
+    source = str(path)
+    if path.suffix == ".npy" and os.path.isfile(path) and not is_held(path.stat().st_size):
+        return (_stored(path, fewest),)
+    try:
+        arrays = _load_arrays(path)
+    except MemoryError as error:
+        raise DataError(
+            f"{source} does not fit in memory ({error}). Save its examples alone as a .npy file, which can be "
+            "larger than memory."
+        ) from error
+    except Exception as error:  # NumPy reads a header as Python, so a damaged one can end in anything
+        reason = " ".join(str(error).split())
+        raise DataError(
+            f"{source} cannot be read as a NumPy file ({reason}); save it again with numpy.save."
+        ) from error
+    if "x_train" in arrays:
+        return _as_sources(arrays, (("x_train", "y_train"), ("x_test", "y_test")), source, 2, 1)
+    return _as_sources(arrays, (("x", "y"),), source, fewest)
 
 
 def _load_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -81,9 +98,9 @@ def _check_memory(needed: int) -> None:
             raise MemoryError(f"its arrays take {needed / 1e9:,.1f} GB, and there are {there / 1e9:,.1f} GB")
 
 
-def _stored(path: Path) -> StoredSource:
+def _stored(path: Path, fewest: int) -> StoredSource:
     found, name = rows_of(path), f"{path}, array x"
-    _check_kind(found.shape, found.dtype, name, 3)
+    _check_kind(found.shape, found.dtype, name, fewest)
     rows = Rows(path, _as_pictures(found.shape), found.dtype, found.offset)
     support = scanned(rows, name).support
     return StoredSource(rows, support=support, scale=_scale(support), name=str(path))

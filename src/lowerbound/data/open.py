@@ -67,6 +67,32 @@ class View:
         data = data.binarised(self.binarise, self.seed)
         return data.dequantised(self.seed) if self.dequantise else data
 
+    def whole(self, source: str, data_dir: Path | None = None, on_progress: Report | None = None) -> Source:
+        """Returns all examples of a source in the order in which they stand there, looked at this way.
+
+        What is drawn of each, grey values made binary and levels spread, is drawn once, apart from the splits' draws.
+
+        Raises:
+            DataError: The source is unknown, broken or cannot be had.
+        """
+        if source in NAMED:
+            learned, test = NAMED[source].load(data_dir)
+            whole = learned.joined(test)
+        else:
+            whole = _prepared(source, self.reading, None, on_progress).whole(Path(source))
+        seed = self.seed + len(SPLITS)
+        if self.binarise is not Binarise.NONE:
+            whole = self.binarise.for_judging(whole, seed)
+        return fixed_noise(whole, seed) if self.dequantise else whole
+
+    def has_splits(self, source: str) -> bool:
+        """Returns whether a source tells itself which of its examples are to be tested on.
+
+        Raises:
+            DataError: The source is unknown, broken or cannot be had.
+        """
+        return source in NAMED or (self.reading or reading_of(source)).has_splits(Path(source))
+
 
 @dataclass(frozen=True)
 class Data:
@@ -235,8 +261,7 @@ def open_data(
         learned, test = named.load(data_dir)
         default, reading = named.valid, None
     else:
-        reading = (reading_of(source) if reading is None else reading).told(options or {}).fitted(Path(source))
-        reading.prepare(Path(source), on_progress)
+        reading = _prepared(source, reading, options, on_progress)
         learned, test = reading.open(Path(source))
         default = min(max(1, len(learned) // 9), len(learned) - 1)
     held_out = default if num_valid is None else num_valid
@@ -249,6 +274,15 @@ def open_data(
     valid = learned.slice(cut, len(learned)) if held_out else None
     name = source if source in NAMED else str(Path(source).resolve())
     return Data(name, learned.slice(0, cut), valid, test, View(num_valid, reading=reading))
+
+
+def _prepared(
+    source: str, reading: Reading | None, options: Mapping[str, Any] | None, on_progress: Report | None
+) -> Reading:
+    """Returns how a file is read, with nothing left open and nothing left to do that takes long."""
+    found = (reading_of(source) if reading is None else reading).told(options or {}).fitted(Path(source))
+    found.prepare(Path(source), on_progress)
+    return found
 
 
 def reading_of(source: str) -> Reading:

@@ -111,14 +111,7 @@ class Pictures(Reading):
 
     def open(self, path: Path) -> tuple[Source, Source]:
         files = _Folder(path)
-        rows = rows_of(self._packed(files))
-        labels = self._labels(files, path)
-        whole: Source
-        if is_held(len(rows) * rows.row_bytes):
-            values = torch.from_numpy(rows.read(np.arange(len(rows))))
-            whole = ArraySource(values, labels, name=str(path))
-        else:
-            whole = StoredSource(rows, labels, support=Support.EIGHT_BIT, name=str(path))
+        whole = self._whole(files)
         if files.has_splits:
             # Listed in order, the pictures to test on come first.
             cut = sum(name == "test" for name in files.splits)
@@ -126,6 +119,21 @@ class Pictures(Reading):
         if len(whole) < _FEWEST:
             raise DataError(f"{path} should have at least {_FEWEST} pictures, one for each split; it has {len(whole)}.")
         return shuffled_split(whole)
+
+    def whole(self, path: Path) -> Source:
+        """Reads all pictures in the order of their names, sub-folders and splits included."""
+        return self._whole(_Folder(path))
+
+    def has_splits(self, path: Path) -> bool:
+        return _Folder(path).has_splits
+
+    def _whole(self, files: _Folder) -> Source:
+        rows, name = rows_of(self._packed(files)), str(files.path)
+        labels = self._labels(files, files.path)
+        if is_held(len(rows) * rows.row_bytes):
+            values = torch.from_numpy(rows.read(np.arange(len(rows))))
+            return ArraySource(values, labels, name=name)
+        return StoredSource(rows, labels, support=Support.EIGHT_BIT, name=name)
 
     @property
     def _event_shape(self) -> tuple[int, int, int]:

@@ -72,6 +72,14 @@ class Reading(ABC):
             DataError: The file cannot be had or read, or does not mean what this reading was fitted to.
         """
 
+    def has_splits(self, path: Path) -> bool:
+        """Returns whether a file tells itself which of its examples are to be tested on.
+
+        Raises:
+            DataError: The file cannot be had or read.
+        """
+        return False
+
     def lines(self, x: Tensor) -> list[str]:
         """Returns examples, `[N, *event]`, as people read them, a line each; nothing where there is no such thing."""
         return []

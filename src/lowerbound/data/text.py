@@ -130,12 +130,16 @@ class Text(Reading):
         )
 
     def open(self, path: Path) -> tuple[Source, Source]:
-        rows = np.concatenate([self.rows(lines) for lines in self._read(path)])
-        if len(rows) < _FEWEST:
+        whole = self.whole(path)
+        if len(whole) < _FEWEST:
             raise DataError(
                 f"{path} should have at least {_FEWEST} lines of text, to train, select and test on, but has "
-                f"{len(rows)}. Give a file with more lines, each of which is an example."
+                f"{len(whole)}. Give a file with more lines, each of which is an example."
             )
+        return shuffled_split(whole)
+
+    def whole(self, path: Path) -> Source:
+        rows = np.concatenate([self.rows(lines) for lines in self._read(path)])
         if (rows <= UNKNOWN).all():
             raise DataError(
                 f"{path} has none of the {len(self.vocabulary):,} {self.unit.value} that this run knows, such as "
@@ -143,7 +147,7 @@ class Text(Reading):
             )
         whole = ArraySource(torch.from_numpy(rows), support=Support.TOKENS, scale=1.0, name=str(path))
         whole.notes = self._notes(rows)
-        return shuffled_split(whole)
+        return whole
 
     def write(self, x: Tensor, path: Path) -> None:
         r"""Writes examples, `[N, T]`, a line each.
