@@ -1,6 +1,7 @@
 """Data larger than memory: the memory of whole commands on small and large files, and the speed from disk and memory.
 
-The pictures are noise, 8-bit, 3 x 32 x 32. Every command runs under a limit on its address space (`ulimit -v`), which
+The pictures are noise, 8-bit, 3 x 32 x 32. The tables are Parquet files of 96 columns of noise with holes, one of counts
+and three of labels, in row groups of 100,000 rows; all rows are encoded. Every command runs under a limit on its address space (`ulimit -v`), which
 counts more than memory: all code of the libraries, and every mapped file whole. Speed is of epochs after the first, on
 one and the same file, held in memory and read as it is wanted, in turns; the networks are so small that reading counts.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -17,8 +19,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import torch
 from measure import Result, mebibytes, take_turns
+from pyarrow import parquet
 from settings import Settings
 
 import lowerbound as lb
@@ -27,6 +31,7 @@ from lowerbound.data import cache, stored
 LIMIT = 1_500_000_000
 _EVENT = (3, 32, 32)
 _BLOCK = 1000
+_ROWS = 100_000
 _TRAIN = ("--width", "64", "--latent-dim", "8", "--batch-size", "256", "--device", "cpu")
 
 
@@ -42,13 +47,24 @@ def streaming(settings: Settings) -> Result:
             write(path, size)
             peaks[f"{size / 1e6:,.0f} MB"] = of_commands(path, Path(folder) / "run", settings)
             path.unlink()
+            # What is small is held in memory, a table too.
+            if size in (sizes[0], sizes[-1]):
+                table = Path(folder) / "x.parquet"
+                write_table(table, size)
+                peaks[f"{size / 1e6:,.0f} MB"] |= of_tables(table, Path(folder) / "run", settings)
+                table.unlink()
+                shutil.rmtree(os.environ["LOWERBOUND_CACHE"], ignore_errors=True)
         write(path, sizes[0])
         ways = {"in memory": trainer(path, size=1 << 40), "from disk": trainer(path, size=-1)}
         timings = take_turns(ways, settings.rounds)
         path.unlink()
     largest = list(peaks.values())[-1]
     rows = [
-        (name, *(mebibytes(one[name]["resident"]) for one in peaks.values()), mebibytes(told["address_space"]))
+        (
+            name,
+            *(mebibytes(one[name]["resident"]) if name in one else "" for one in peaks.values()),
+            mebibytes(told["address_space"]),
+        )
         for name, told in largest.items()
     ]
     examples = examples_in(sizes[0]) * 0.81  # a tenth to test on, and of the rest a tenth to validate
@@ -86,6 +102,38 @@ def write(path: Path, size: int) -> None:
     cache.pack(path, (count, *_EVENT), np.dtype(np.uint8), blocks())
 
 
+def write_table(path: Path, size: int) -> None:
+    """Writes rows of noise, no two row groups alike, until the file has that size."""
+    draws = np.random.default_rng(0)
+    with path.open("wb") as file:
+        writer = None
+        while file.tell() < size:
+            columns = {
+                f"x{i}": pa.array(draws.normal(i, 1 + i, _ROWS), mask=draws.random(_ROWS) < 0.05) for i in range(96)
+            }
+            columns |= {f"c{i}": pa.array(draws.choice(list("abcde"), _ROWS)) for i in range(3)}
+            table = pa.table(columns | {"n": pa.array(draws.poisson(30, _ROWS))})
+            writer = writer or parquet.ParquetWriter(file, table.schema, compression="none")
+            writer.write_table(table, row_group_size=_ROWS)
+        if writer is not None:
+            writer.close()
+
+
+def of_tables(data: Path, run: Path, settings: Settings) -> dict[str, dict[str, int]]:
+    """The most memory of each command on a table, in bytes."""
+    minutes, limit = settings.sized(("0.5", "1000"), ("0.02", "50"))
+    budget = (*_TRAIN, "--num-samples", "5", "--minutes", minutes, "--save-every", "600")
+    codes = run.with_suffix(".npz")
+    commands = {
+        "train, table": ("train", "tabular", "--data", str(data), "--out", str(run), "--overwrite", *budget),
+        "evaluate, table": ("evaluate", str(run), "--samples", "10", "--gap", "0", "--limit", limit),
+        "encode, table": ("encode", str(run), "--split", "all", "--out", str(codes)),
+    }
+    found = {name: peak(*command) for name, command in commands.items()}
+    codes.unlink()
+    return found
+
+
 def of_commands(data: Path, run: Path, settings: Settings) -> dict[str, dict[str, int]]:
     """The most memory of each command on a file, in bytes."""
     minutes, limit = settings.sized(("0.5", "5000"), ("0.02", "50"))
@@ -106,8 +154,8 @@ def peak(*command: str) -> dict[str, int]:
         "    lines = [line.split() for line in open('/proc/self/status')]\n"
         "    print('PEAK', *(words[1] for words in lines if words[0] in ('VmPeak:', 'VmHWM:')), file=sys.stderr)\n"
         "atexit.register(tell)\n"
-        "from lowerbound.cli import main\n"
-        "sys.exit(main(sys.argv[1:]))\n"
+        "from lowerbound.cli.app import run\n"
+        "run()\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, *command],

@@ -132,9 +132,29 @@ def encode(
         for; `code`, int64 `[N, T]`, if z is a sequence of discrete codes; and `label`, `[N]`, if the source has labels.
     """
     parts: dict[str, list[Tensor]] = {}
+    for block in encoded(vae, source, index=index, seed=seed, draw=draw):
+        for name, value in block.items():
+            parts.setdefault(name, []).append(value)
+    return {name: torch.cat(values) for name, values in parts.items()}
+
+
+def encoded(
+    vae: VAE, source: Source, *, index: Tensor | None = None, seed: int = 0, draw: bool = False
+) -> Iterator[dict[str, Tensor]]:
+    """Yields the same, 500 examples at a time, so that memory does not grow with their number.
+
+    Args:
+        vae: The model.
+        source: See `encode`, as for all else.
+        index: Which examples, int64 `[N]`; all by default.
+        seed: Seeds the draws.
+        draw: Add one draw from q(z|x).
+    """
     wanted = torch.arange(len(source)) if index is None else index
-    with inference(vae, seed) as device:
-        for batch in batches(source, wanted, _BATCH, device):
+    for number, rows in enumerate(wanted.split(_BATCH)):
+        # Anew for each block: what the caller does between two of them must see neither mode nor generator changed.
+        with inference(vae, derive_seed(seed, 8, number)) as device:
+            (batch,) = batches(source, rows, _BATCH, device)
             q = vae.given(batch.label).encoder(batch.x)
             loc, scale = vae.encoder.head.moments(q)
             found = {"loc": loc, "scale": scale}
@@ -142,12 +162,9 @@ def encode(
                 found["code"] = q.codes
             if draw:
                 found["z"] = q.rsample()
-            for name, value in found.items():
-                parts.setdefault(name, []).append(value.cpu())
-    encoded = {name: torch.cat(values) for name, values in parts.items()}
-    if source.labels is not None:
-        encoded["label"] = source.labels.cpu()[wanted]
-    return encoded
+        if batch.label is not None:
+            found["label"] = batch.label
+        yield {name: value.cpu() for name, value in found.items()}
 
 
 def interpolate(

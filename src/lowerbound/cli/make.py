@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +11,8 @@ from cyclopts import Parameter
 from rich.markup import escape
 
 from lowerbound.cli import tables
-from lowerbound.cli.show import print_json, print_note, stdout
+from lowerbound.cli.blocks import write_blocks
+from lowerbound.cli.show import job, print_json, print_note, stdout
 from lowerbound.errors import UsageError
 
 if TYPE_CHECKING:
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from lowerbound.data import Reading
     from lowerbound.model import VAE
 
-# Rows of a table that are numbers of Python at once: they take much more memory than tensors do.
-_ROWS = 1000
 _PICTURES = (".png", ".npz", ".txt")
 # Lines of text that are printed besides being written.
 _SHOWN = 10
@@ -205,12 +203,39 @@ def encode(
     from lowerbound.training import resolve_device
 
     saved = open_saved(run, data, data_dir)
-    encoded = tasks.encode(saved.vae.to(resolve_device(device)), saved.split(split), seed=seed, draw=draw)
-    if _kind(out) == ".csv":
-        _write_table(out, encoded)
-    else:
-        _write_arrays(out, encoded)
-    _report(out, len(encoded["loc"]), "codes", json)
+    source = saved.split(split)
+    with job("encoding") as report:
+        blocks = tasks.encoded(saved.vae.to(resolve_device(device)), source, seed=seed, draw=draw)
+        told = _told(blocks, len(source), report)
+        write_blocks(out, _columns(told) if _kind(out) == ".csv" else told)
+    _report(out, len(source), "codes", json)
+
+
+def _told(
+    blocks: Iterator[dict[str, Tensor]], total: int, report: Callable[[int, int], None]
+) -> Iterator[dict[str, Tensor]]:
+    """Passes blocks on, and tells how many examples have been."""
+    done = 0
+    for block in blocks:
+        yield block
+        done += len(next(iter(block.values())))
+        report(done, total)
+
+
+def _columns(blocks: Iterator[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+    """Yields blocks of arrays as blocks of columns, behind the number of the row: `loc`, `[n, 2]`, as loc_0, loc_1."""
+    import torch
+
+    start = 0
+    for block in blocks:
+        count = len(next(iter(block.values())))
+        columns = {"row": torch.arange(start, start + count)}
+        for name, value in block.items():
+            flat = value.flatten(1) if value.ndim > 1 else value[:, None]
+            names = [f"{name}_{i}" for i in range(flat.shape[1])] if value.ndim > 1 else [name]
+            columns |= dict(zip(names, flat.unbind(1), strict=True))
+        yield columns
+        start += count
 
 
 def interpolate(
@@ -271,7 +296,8 @@ def interpolate(
     for name, place in (("--from", from_), ("--to", to)):
         if not 0 <= place < len(source):
             raise UsageError(
-                f"{name} should be from 0 to {len(source) - 1:,}, a place in the examples of --split {saved.named(split)}; got {place}."
+                f"{name} should be from 0 to {len(source) - 1:,}, a place in the {saved.named(split)} examples; got "
+                f"{place}."
             )
     ends = source.examples(torch.tensor([from_, to]))
     vae = saved.vae.to(resolve_device(device))
@@ -355,24 +381,6 @@ def _write_arrays(path: Path, arrays: dict[str, Tensor]) -> None:
     named: dict[str, Any] = {name: value.numpy() for name, value in arrays.items()}
     with writing(path) as file:
         np.savez_compressed(file, **named)
-
-
-def _write_table(path: Path, encoded: dict[str, Tensor]) -> None:
-    from lowerbound.checkpoint import writing
-
-    columns = ["row"]
-    for name, value in encoded.items():
-        width = value.flatten(1).shape[1] if value.ndim > 1 else 0
-        columns += [f"{name}_{i}" for i in range(width)] or [name]
-    flat = [value.reshape(len(value), -1) for value in encoded.values()]
-    with writing(path) as file:
-        text = io.TextIOWrapper(file, encoding="utf-8", newline="")
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(columns)
-        for start in range(0, len(flat[0]), _ROWS):
-            parts = zip(*(value[start : start + _ROWS].tolist() for value in flat), strict=True)
-            writer.writerows([start + i, *(v for part in row for v in part)] for i, row in enumerate(parts))
-        text.detach()  # or it would close the file, which is not on the disk yet
 
 
 def _report(path: Path, count: int, what: str, json: bool, reading: Reading | None = None, *examples: Tensor) -> None:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Iterator
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
+from lowerbound.cli.blocks import SUFFIXES, write_blocks
 from lowerbound.cli.show import job, print_json, print_note, stdout
 from lowerbound.errors import UsageError
 
@@ -21,7 +19,6 @@ if TYPE_CHECKING:
     from lowerbound.cli.saved import Saved
     from lowerbound.scoring import Reference, Scores
 
-SUFFIXES = (".csv", ".parquet", ".npz")
 # The share of reference examples that the threshold leaves below it.
 _SHARE = 0.95
 
@@ -99,7 +96,7 @@ def score(
     totals = _Totals(normal)
     with job("scoring") as report:
         blocks = scored(vae, source, normal, limit=limit, regret=search, seed=seed, on_progress=report)
-        _write(out, totals.of(blocks))
+        write_blocks(out, totals.of(blocks))
     _report(out, totals, _notes(saved, known, vae, source), json)
 
 
@@ -168,53 +165,3 @@ def _report(out: Path, totals: _Totals, notes: list[str], json: bool) -> None:
         f"anomaly below {totals.threshold:.3g}; {share:.1%} of these are above.",
         soft_wrap=True,
     )
-
-
-def _write(path: Path, blocks: Iterator[dict[str, Tensor]]) -> None:
-    """Writes columns that arrive in blocks, whole or not at all."""
-    match path.suffix.lower():
-        case ".csv":
-            _write_csv(path, blocks)
-        case ".parquet":
-            _write_parquet(path, blocks)
-        case _:
-            _write_npz(path, blocks)
-
-
-def _write_csv(path: Path, blocks: Iterator[dict[str, Tensor]]) -> None:
-    from lowerbound.checkpoint import writing
-
-    first = next(blocks)
-    with writing(path) as file:
-        text = io.TextIOWrapper(file, encoding="utf-8", newline="")
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(first)
-        for block in chain([first], blocks):
-            writer.writerows(zip(*(column.tolist() for column in block.values()), strict=True))
-        text.detach()  # or it would close the file, which is not on the disk yet
-
-
-def _write_parquet(path: Path, blocks: Iterator[dict[str, Tensor]]) -> None:
-    from lowerbound.checkpoint import writing
-    from lowerbound.data.tables.cells import arrow
-
-    table = arrow().table
-    from pyarrow import parquet
-
-    tables = (table({name: column.numpy() for name, column in block.items()}) for block in blocks)
-    first = next(tables)
-    with writing(path) as file, parquet.ParquetWriter(file, first.schema) as writer:
-        for part in chain([first], tables):
-            writer.write_table(part)
-
-
-def _write_npz(path: Path, blocks: Iterator[dict[str, Tensor]]) -> None:
-    """Collects the columns, some numbers an example: an array cannot be written before its length is known."""
-    import numpy as np
-
-    from lowerbound.checkpoint import writing
-
-    found = list(blocks)
-    arrays: dict[str, Any] = {name: np.concatenate([block[name].numpy() for block in found]) for name in found[0]}
-    with writing(path) as file:
-        np.savez_compressed(file, **arrays)

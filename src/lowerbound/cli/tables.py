@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
-from lowerbound.cli.show import print_json, print_note, stdout
+from lowerbound.cli.show import job, print_json, print_note, stdout
 from lowerbound.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from lowerbound.data import Column, Table
-    from lowerbound.data.tables import Sheet
+    from lowerbound.data.tables import Look, Sheet
     from lowerbound.imputation import Imputation
     from lowerbound.model import VAE
 
@@ -71,41 +72,76 @@ def impute(
         raise UsageError(f"--out should end in {' or '.join(SUFFIXES)}; got {out}.")
     if multiple < 0:
         raise UsageError(f"--multiple is a number of tables from 0 on; got {multiple}.")
-    from lowerbound.imputation import impute as fill
-
     vae, table = _opened(run, device)
-    sheet = table.read(data)
-    for note in sheet.notes:
+    look = table.look(data)
+    for note in look.notes:
         print_note(f"Note: {note}.")
-    found = fill(vae, sheet.x, samples, draws=multiple, interval=interval, seed=seed)
-    sheet.write(found.x, out, _ends(sheet, found) if intervals else ())
-    files = [out]
-    for number, rows in enumerate(found.draws, 1):
-        files.append(out.with_name(f"{out.stem}-{number}{out.suffix}"))
-        sheet.write(rows, files[-1])
-    holes, ess = int(sheet.holes.sum()), float(found.ess.median())
+    files = [out, *(out.with_name(f"{out.stem}-{number}{out.suffix}") for number in range(1, multiple + 1))]
+    ends = _ends(table, look) if intervals else []
+    settings = {"num_samples": samples, "draws": multiple, "interval": interval}
+    ess = _fill(vae, table, data, look, files, ends, settings, seed)
+    holes = sum(look.holes)
     if json:
         written = [str(path) for path in files]
-        print_json({"out": str(out), "files": written, "n": len(sheet.x), "filled": holes, "ess_median": ess})
+        print_json({"out": str(out), "files": written, "n": look.rows, "filled": holes, "ess_median": ess})
     else:
         stdout.print(
-            f"Filled {holes:,} cells in {len(sheet.x):,} rows into {escape(', '.join(map(str, files)))}; the median "
+            f"Filled {holes:,} cells in {look.rows:,} rows into {escape(', '.join(map(str, files)))}; the median "
             f"row has {ess:.0f} effective draws of {samples:,}.",
             soft_wrap=True,
         )
 
 
-def _ends(sheet: Sheet, found: Imputation) -> list[tuple[Column, list[Any]]]:
-    """Returns the ends of the intervals as decoded columns, None where the cell was there."""
-    columns = []
-    holes = sheet.holes
-    for place, column in enumerate(sheet.columns):
-        if column.kind.has_levels or not holes[:, place].any():
-            continue
-        for name, end in (("low", found.low), ("high", found.high)):
-            cells = end[:, place].double().masked_fill(~holes[:, place], float("nan"))
-            columns.append((replace(column, name=f"{column.name}_{name}"), column.decode(cells.numpy())))
-    return columns
+def _fill(
+    vae: VAE,
+    table: Table,
+    data: Path,
+    look: Look,
+    files: list[Path],
+    ends: list[tuple[int, str, Column]],
+    settings: dict[str, Any],
+    seed: int,
+) -> float:
+    """Fills a file in, some rows at a time, and returns the median effective number of draws."""
+    import torch
+
+    from lowerbound.data import derive_seed
+    from lowerbound.data.tables import written
+    from lowerbound.imputation import impute as fill
+
+    effective: list[Tensor] = []
+    with ExitStack() as stack, job("filling in") as report:
+        names = [*look.names, *(column.name for _, _, column in ends)]
+        first, *others = [
+            stack.enter_context(written(path, names if path == files[0] else look.names)) for path in files
+        ]
+        done = 0
+        for number, sheet in enumerate(table.sheets(data)):
+            found = fill(vae, sheet.x, **settings, seed=derive_seed(seed, 9, number))
+            sheet.add_to(first, found.x, [_end(sheet, found, *end) for end in ends])
+            for out, rows in zip(others, found.draws, strict=True):
+                sheet.add_to(out, rows)
+            effective.append(found.ess)
+            done += len(sheet.x)
+            report(done, look.rows)
+    return float(torch.cat(effective).median())
+
+
+def _ends(table: Table, look: Look) -> list[tuple[int, str, Column]]:
+    """Returns the columns that intervals need: the place of the column that they are of, which end, and what it is."""
+    return [
+        (place, name, replace(column, name=f"{column.name}_{name}"))
+        for place, column in enumerate(table.columns)
+        if look.holes[place] and not column.kind.has_levels
+        for name in ("low", "high")
+    ]
+
+
+def _end(sheet: Sheet, found: Imputation, place: int, name: str, column: Column) -> tuple[Column, list[Any]]:
+    """Returns an end of the intervals of a column, decoded, None where the cell was there."""
+    end = found.low if name == "low" else found.high
+    cells = end[:, place].double().masked_fill(~sheet.holes[:, place], float("nan"))
+    return column, column.decode(cells.numpy())
 
 
 def sample_rows(

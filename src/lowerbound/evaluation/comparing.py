@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lowerbound.data import Source
 from lowerbound.errors import UsageError
-from lowerbound.evaluation.measuring import SPLIT_EXAMPLES, Plan, Report, measure_all
+from lowerbound.evaluation.measuring import SPLIT_EXAMPLES, Plan, Report, measure_all, recovery
 from lowerbound.evaluation.summary import Evaluation, is_exact, summary
 from lowerbound.model import VAE
 from lowerbound.objectives import Objective
@@ -105,8 +105,9 @@ def compare(
         plan = Plan(num_samples, limit, gap, seed).fitted(vae)
         found, information = measure_all(vae, source, plan, report)
         measured.append(found)
-        objective, said = (objectives or {}).get(name), (notes or {}).get(name, ())
-        evaluations.append(summary(vae, source, found, information, plan, objective, said))
+        recovered, why_not = recovery(vae, source, plan)
+        objective, said = (objectives or {}).get(name), (*(notes or {}).get(name, ()), *why_not)
+        evaluations.append(summary(vae, source, found, information, plan, objective, said, recovered))
     models = tuple(vaes.values())
     unlike = [_unlike(vae, models[0], source) for vae in models]
     return Comparison(

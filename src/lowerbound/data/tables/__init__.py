@@ -6,6 +6,7 @@ and numbers cells again; `Column` is what it knows of one column.
 
 from lowerbound.data.tables.balance import balanced_index
 from lowerbound.data.tables.columns import Column, Kind
-from lowerbound.data.tables.table import Sheet, Table
+from lowerbound.data.tables.table import Look, Sheet, Table
+from lowerbound.data.tables.writing import Writer, written
 
-__all__ = ["Column", "Kind", "Sheet", "Table", "balanced_index"]
+__all__ = ["Column", "Kind", "Look", "Sheet", "Table", "Writer", "balanced_index", "written"]

@@ -190,9 +190,13 @@ class Table(Reading):
 
     def _made(self, file: files.TableFile) -> tuple[np.ndarray, tuple[str, ...]]:
         """Returns x, float32 `[N, D]`, and what is to be said of it."""
-        encoder = _Encoder(self.columns, file)
-        x = np.concatenate([encoder.encode(raw) for raw in file.blocks(encoder.used)])
-        return x, encoder.notes()
+        encoder, count = _Encoder(self.columns, file), 0
+        # Of rows that turn out not to be there, no memory is used.
+        x = np.empty((file.most_rows, len(self.columns)), np.float32)
+        for raw in file.blocks(encoder.used):
+            x[raw.start : raw.start + len(raw)] = encoder.encode(raw)
+            count += len(raw)
+        return x[:count], encoder.notes()
 
     def _packed(self, file: files.TableFile, report: Report | None = None) -> tuple[Rows, tuple[str, ...]]:
         """Returns the same from a file in the cache; makes it if it is not there."""
