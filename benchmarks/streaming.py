@@ -1,9 +1,11 @@
 """Data larger than memory: the memory of whole commands on small and large files, and the speed from disk and memory.
 
-The pictures are noise, 8-bit, 3 x 32 x 32. The tables are Parquet files of 96 columns of noise with holes, one of counts
-and three of labels, in row groups of 100,000 rows; all rows are encoded. Every command runs under a limit on its address space (`ulimit -v`), which
-counts more than memory: all code of the libraries, and every mapped file whole. Speed is of epochs after the first, on
-one and the same file, held in memory and read as it is wanted, in turns; the networks are so small that reading counts.
+The pictures are noise, 8-bit, 3 x 32 x 32. The tables are Parquet files of 96 columns of noise with holes, one of
+counts and three of labels, in row groups of 100,000 rows; all rows are encoded.
+
+Every command runs under a limit on its address space (`ulimit -v`), which counts more than memory: all code of the
+libraries, and every mapped file whole. Speed is of epochs after the first, on one and the same file of pictures, held
+in memory and read as it is wanted, in turns; the networks are so small that reading counts.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from lowerbound.data import cache
 from lowerbound.data.reading import Reading, Report, shuffled_split
-from lowerbound.data.source import ArraySource, Source, Support, check_support
+from lowerbound.data.source import ArraySource, Source, Support
 from lowerbound.data.stored import Rows, StoredSource, is_held, rows_of
 from lowerbound.data.tables import files
 from lowerbound.data.tables.cells import missing
@@ -215,9 +215,7 @@ class Table(Reading):
 
 def _chunks(encoder: _Encoder, file: files.TableFile, report: Report | None) -> Iterator[np.ndarray]:
     for raw in file.blocks(encoder.used):
-        x = encoder.encode(raw)
-        check_support(torch.from_numpy(x), Support.TABLE, str(file.path), first=raw.start)
-        yield x
+        yield encoder.encode(raw)
         if report is not None:
             report(int(_STEPS * file.share()), _STEPS)
     encoder.notes()  # refuses, before the file has its name
@@ -251,10 +249,10 @@ class _Encoder:
         for place, column in enumerate(self.columns):
             array = raw[column.name]
             values, bad, strange = column.encode(array)
-            self._bad[place].add(bad, array, raw.start)
-            self._strange[place].add(strange, array, raw.start)
-            with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused with its place
+            with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite, and is refused
                 x[:, place] = values
+            self._bad[place].add(bad | np.isinf(x[:, place]), array, raw.start)
+            self._strange[place].add(strange, array, raw.start)
         return x
 
     def notes(self) -> tuple[str, ...]:
