@@ -1,0 +1,155 @@
+"""All of a source: `--split all` for every kind of data, and new files of one or two examples, which are taken whole."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from command import assert_refused, call, succeed
+from PIL import Image
+
+import lowerbound as lb
+from lowerbound.cli.saved import open_saved
+from lowerbound.data import open_data
+
+KINDS = ("array", "splits", "table", "text", "pictures")
+SMALL = ("--epochs", 1, "--latent-dim", 2, "--batch-size", 16, "--device", "cpu")
+RECIPES = {
+    "table": ("tabular", "--width", 8, "--num-samples", 2),
+    "text": ("text",),
+    "pictures": ("mlp", "--width", 8, "--size", 8),
+}
+RNG = np.random.default_rng(0)
+
+
+def values(count: int) -> np.ndarray:
+    return RNG.normal(size=(count, 4)).astype(np.float32)
+
+
+def saved(kind: str, path: Path, count: int) -> Path:
+    """Saves so many examples as a file of a kind."""
+    match kind:
+        case "array":
+            np.save(found := path.with_suffix(".npy"), values(count))
+        case "splits":
+            np.savez(found := path.with_suffix(".npz"), x_train=values(count), x_test=values(7))
+        case "table":
+            rows = [f"{a:.2f},{b:.2f},{'xy'[i % 2]}" for i, (a, b, *_) in enumerate(values(count))]
+            (found := path.with_suffix(".csv")).write_text("\n".join(["a,b,c", *rows]))
+        case "text":
+            words = [RNG.choice(["no", "ra", "li"], 1 + i % 3) for i in range(count)]
+            (found := path.with_suffix(".txt")).write_text("\n".join("".join(word) for word in words))
+        case _:
+            (found := path).mkdir()
+            for i in range(count):
+                Image.fromarray(RNG.integers(0, 256, (8, 8), dtype=np.uint8)).save(found / f"{i:03}.png")
+    return found
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path]]:
+    """Of each kind of data the file, of 40 examples, and a run that learned from it."""
+    folder = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOWERBOUND_CACHE", str(folder / "cache"))
+        found = {}
+        for kind in KINDS:
+            data, run = saved(kind, folder / kind, 40), folder / f"{kind}-run"
+            recipe, *options = RECIPES.get(kind, ("mlp", "--width", 8))
+            succeed(call("train", recipe, "--data", data, "--out", run, *SMALL, *options))
+            found[kind] = data, run
+        yield found
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("LOWERBOUND_CACHE", str(tmp_path / "cache"))
+
+
+def in_order(kind: str, path: Path, run: Path) -> torch.Tensor:
+    """The examples of a file in their order, read in another way."""
+    match kind:
+        case "array":
+            return torch.from_numpy(np.load(path))
+        case "splits":
+            arrays = np.load(path)
+            return torch.from_numpy(np.concatenate([arrays["x_train"], arrays["x_test"]]))
+        case "table":
+            return open_saved(run).view.reading.read(path).x
+        case "text":
+            reading = open_saved(run).view.reading
+            return torch.from_numpy(reading.rows(path.read_text().splitlines())).float()
+        case _:
+            return torch.stack([torch.tensor(np.array(Image.open(p)))[None] / 255.0 for p in sorted(path.iterdir())])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_of_every_kind_of_data_is_scored_and_encoded_in_its_order(kind, runs, tmp_path):
+    data, run = runs[kind]
+    expected = in_order(kind, data, run)
+    whole = open_saved(run).split("all")
+    torch.testing.assert_close(whole.examples(torch.arange(len(whole))).x, expected)
+    assert len(expected) == (47 if kind == "splits" else 40)
+    out = tmp_path / "codes.npz"
+    succeed(call("encode", run, "--split", "all", "--out", out))
+    with torch.no_grad():
+        loc = lb.load(run).encoder(expected).mean
+    torch.testing.assert_close(torch.from_numpy(np.load(out)["loc"]), loc, rtol=1e-4, atol=1e-5)
+    told = succeed(call("score", run, "--split", "all", "--samples", 3, "--out", tmp_path / "s.csv", "--json")).json
+    assert told["n"] == len(expected)
+    assert succeed(call("score", run, "--samples", 3, "--out", tmp_path / "s.csv", "--json")).json["n"] < told["n"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_new_file_of_one_or_two_examples_is_taken_whole(kind, count, runs, tmp_path):
+    run, out = runs[kind][1], tmp_path / "out.csv"
+    if kind == "splits":
+        # What it says of splits is kept: seven examples to test on. A new file of the same kind may have none.
+        data = saved("splits", tmp_path / "new", count + 1)
+        assert succeed(call("encode", run, "--data", data, "--out", out, "--json")).json["n"] == 7
+        np.savez(data := tmp_path / "plain.npz", x=values(count))
+    else:
+        data = saved(kind, tmp_path / "new", count)
+    assert succeed(call("encode", run, "--data", data, "--out", out, "--json")).json["n"] == count
+    assert len(out.read_text().splitlines()) == count + 1
+    assert succeed(call("score", run, "--data", data, "--samples", 3, "--out", out, "--json")).json["n"] == count
+    judged = call("evaluate", run, "--data", data, "--samples", 3, "--gap", 0, "--json")
+    if count > 1:
+        assert succeed(judged).json["n"] == count
+    else:
+        assert_refused(judged, 2, "at least 2 examples")
+    # Splits of their own are still to be had, where there are examples for them.
+    assert_refused(call("encode", run, "--data", data, "--split", "test", "--out", out), 3, "3")
+
+
+def test_the_runs_own_file_is_judged_on_its_test_split_however_it_is_named(runs, monkeypatch):
+    data, run = runs["table"]
+    own = succeed(call("evaluate", run, "--samples", 3, "--gap", 0, "--json")).json
+    monkeypatch.chdir(data.parent)
+    named = succeed(call("evaluate", run, "--data", data.name, "--samples", 3, "--gap", 0, "--json")).json
+    assert own["n"] == named["n"] == 4
+    assert own["log_px"] == named["log_px"]
+
+
+def test_all_of_a_named_source_is_what_is_learned_from_and_then_what_is_tested_on(runs, tmp_path):
+    run = tmp_path / "run"
+    succeed(call("train", "mlp", "--data", "digits", "--out", run, *SMALL, "--width", 8))
+    saved_run = open_saved(run)
+    whole, digits = saved_run.split("all"), open_data("digits")
+    assert len(whole) == 1797
+    labels = [digits.split(name).labels for name in ("train", "valid", "test")]
+    assert torch.equal(whole.labels, torch.cat(labels))
+    # Binarised as in training, by a draw of its own that is the same each time.
+    x = whole.examples(torch.arange(1797)).x
+    assert set(x.unique().tolist()) == {0.0, 1.0}
+    assert torch.equal(x, open_saved(run).split("all").examples(torch.arange(1797)).x)
+    grey = torch.cat(
+        [digits.split(name).examples(torch.arange(len(digits.split(name)))).x for name in ("train", "valid")]
+    )
+    assert (x[: len(grey)] - grey).mean().abs() < 0.01
+    told = succeed(
+        call("score", run, "--split", "all", "--limit", 20, "--samples", 3, "--out", tmp_path / "s.csv", "--json")
+    )
+    assert told.json["n"] == 20
+    assert saved_run.named(None) == open_saved(run, "mnist-5k").named(None) == "test"
