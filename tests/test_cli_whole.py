@@ -1,4 +1,4 @@
-"""All of a source: `--split all` for every kind of data, and new files of one or two examples, which are taken whole."""
+"""All of a source: `--split all` for every kind of data; new files of one or two examples, which are taken whole."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ SMALL = ("--epochs", 1, "--latent-dim", 2, "--batch-size", 16, "--device", "cpu"
 RECIPES = {
     "table": ("tabular", "--width", 8, "--num-samples", 2),
     "text": ("text",),
-    "pictures": ("mlp", "--width", 8, "--size", 8),
+    "pictures": ("mlp", "--width", 8, "--size", 8, "--binarise", "none"),
 }
 RNG = np.random.default_rng(0)
 

@@ -8,7 +8,8 @@ from command import call, succeed, tiny
 from oracle import linear_gaussian
 
 from lowerbound import heads, nn
-from lowerbound.data import ArraySource, Support, generator
+from lowerbound.cli.show import print_comparison
+from lowerbound.data import ArraySource, Factors, Support, generator
 from lowerbound.errors import UsageError
 from lowerbound.evaluation import compare, evaluate
 from lowerbound.model import VAE
@@ -56,6 +57,25 @@ def test_a_likelihood_is_not_subtracted_from_what_is_none():
     alike = compare({"a": models["Bernoulli"], "b": models["Bernoulli"]}, grey, num_samples=5, gap=0)
     assert alike.elbo_difference == (0, 0)
     assert alike.notes == ()
+
+
+def test_what_is_recovered_of_known_factors_is_compared_too(capsys):
+    oracle, other = linear_gaussian(1, examples=600), linear_gaussian(2)
+    values = (oracle.x @ torch.randn(oracle.x.shape[1], 2, generator=generator(0)).double()).float()
+    factors = Factors(("a", "b"), values, (False, False))
+    source = ArraySource(oracle.x.float(), support=Support.REAL, factors=factors)
+    models = {"one": oracle.vae.float(), "other": other.vae.float()}
+    result = compare(models, source, num_samples=3, gap=0)
+    alone = [evaluate(vae, source, num_samples=3, gap=0).recovered for vae in models.values()]
+    assert [one.recovered for one in result.evaluations] == alone
+    assert alone[0] != alone[1]
+    print_comparison("two models", result)
+    printed = capsys.readouterr().out
+    assert "FactorVAE" in printed
+    assert f"{alone[1].mig:.3f}" in printed
+    few = compare(models, source, num_samples=3, gap=0, limit=20)
+    assert all(one.recovered is None for one in few.evaluations)
+    assert any("how well the factors are recovered" in note for note in few.evaluations[0].notes)
 
 
 def test_one_model_is_no_comparison():

@@ -287,6 +287,8 @@ def print_comparison(title: str, result: Comparison) -> None:
             f"{one.active_units} of {one.latent_dim}",
         )
     stdout.print(table)
+    if any(one.recovered is not None for one in result.evaluations):
+        stdout.print(_recovered(result.evaluations))
     others = range(1, len(result.names))
     for start in others[::_DIFFERENCES]:
         stdout.print(_differences(result, others[start - 1 : start - 1 + _DIFFERENCES]))
@@ -302,6 +304,21 @@ def print_comparison(title: str, result: Comparison) -> None:
     for place, one in enumerate(result.evaluations, 1):
         for note in one.notes:
             stdout.print(f"{place}: {escape(note)}.")
+
+
+def _recovered(evaluations: Sequence[Evaluation]) -> Table:
+    """How well each model recovers the factors; what the names mean stands in `evaluate`."""
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    for column in ("run", "InfoM", "InfoC", "InfoE", "DCI", "MIG", "SAP", "FactorVAE"):
+        table.add_column(column, no_wrap=True)
+    for place, one in enumerate(evaluations, 1):
+        if (scores := one.recovered) is not None:
+            values = (
+                scores.info_m, scores.info_c, scores.info_e, scores.dci_disentanglement, scores.mig, scores.sap,
+                scores.factor_vae,
+            )  # fmt: skip
+            table.add_row(str(place), *(_number(value) for value in values))
+    return table
 
 
 def _differences(result: Comparison, places: Sequence[int]) -> Table:
