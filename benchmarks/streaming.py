@@ -106,17 +106,16 @@ def write(path: Path, size: int) -> None:
 
 def write_table(path: Path, size: int) -> None:
     """Writes rows of noise, no two row groups alike, until the file has that size."""
-    draws = np.random.default_rng(0)
+    draws, rows = np.random.default_rng(0), min(_ROWS, size // 800)
     with path.open("wb") as file:
         writer = None
         while file.tell() < size:
-            columns = {
-                f"x{i}": pa.array(draws.normal(i, 1 + i, _ROWS), mask=draws.random(_ROWS) < 0.05) for i in range(96)
-            }
-            columns |= {f"c{i}": pa.array(draws.choice(list("abcde"), _ROWS)) for i in range(3)}
-            table = pa.table(columns | {"n": pa.array(draws.poisson(30, _ROWS))})
+            numbers = {f"x{i}": draws.normal(i, 1 + i, rows) for i in range(96)}
+            columns = {name: pa.array(values, mask=draws.random(rows) < 0.05) for name, values in numbers.items()}
+            columns |= {f"c{i}": pa.array(draws.choice(list("abcde"), rows)) for i in range(3)}
+            table = pa.table(columns | {"n": pa.array(draws.poisson(30, rows))})
             writer = writer or parquet.ParquetWriter(file, table.schema, compression="none")
-            writer.write_table(table, row_group_size=_ROWS)
+            writer.write_table(table, row_group_size=rows)
         if writer is not None:
             writer.close()
 
