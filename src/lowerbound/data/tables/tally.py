@@ -64,14 +64,14 @@ class Moments:
     """The mean of numbers, and their spread and skewness, from blocks of them.
 
     Sums of powers are kept in units of a power of two as large as the largest distance from the mean, so that no cube
-    overflows and nothing is rounded.
+    overflows and the change of units rounds nothing.
 
     Example:
         >>> moments = Moments()
         >>> for block in ([1.0, 2.0], [6.0]):
         ...     moments.add(np.array(block))
         >>> moments.mean, round(moments.std, 6), round(moments.skewness, 6)
-        (3.0, 2.160247, 0.595170)
+        (3.0, 2.160247, 0.59517)
     """
 
     def __init__(self) -> None:
