@@ -65,7 +65,7 @@ def test_the_layout_in_memory_is_kept_throughout_and_changes_no_number():
     for network in (down, up):
         for module in network.levels:
             module.register_forward_hook(lambda _, __, h: seen.append(h))
-    result = up(down(pictures(4, 1, (10, 10))))
+    result = up(down(x))
     assert all(h.is_contiguous(memory_format=torch.channels_last) for h in seen[:-1])
     h = seen[len(down.levels) - 1]
     plain = down.levels(down.enter(x).contiguous())
