@@ -59,19 +59,19 @@ def test_doubled_places_come_from_the_four_channels_of_where_they_lie(size):
 
 def test_the_layout_in_memory_is_kept_throughout_and_changes_no_number():
     torch.manual_seed(0)
-    down = nn.ResNetDown((1, 10, 10), (4, 6), features=8)
-    up = nn.ResNetUp((8,), (10, 10), (4, 6), features=8)
-    x, seen = pictures(4, 1, (10, 10)).float(), []
+    down = nn.ResNetDown((1, 12, 12), (4, 6), features=8)
+    up = nn.ResNetUp((8,), (12, 12), (4, 6), features=8)
+    x, seen = pictures(4, 1, (12, 12)).float(), []
     for network in (down, up):
         for module in network.levels:
             module.register_forward_hook(lambda _, __, h: seen.append(h))
     result = up(down(x))
-    assert all(h.is_contiguous(memory_format=torch.channels_last) for h in seen[:-1])
+    assert all(h.is_contiguous(memory_format=torch.channels_last) for h in seen)
     h = seen[len(down.levels) - 1]
     plain = down.levels(down.enter(x).contiguous())
     assert not plain.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(plain, h, rtol=0, atol=1e-5)
-    assert result.shape == (4, 4, 10, 10)
+    assert result.shape == (4, 4, 12, 12)
 
 
 def test_the_networks_are_built_again():
