@@ -13,6 +13,7 @@ from lowerbound.nn.cells import CellInput
 from lowerbound.nn.linear import Linear, linear
 from lowerbound.nn.mlp import MLP, BottomUp, ResidualMLP, beside
 from lowerbound.nn.pictures import ConvBlock, ConvDown, ConvFromGrid, ConvToGrid, ConvUp
+from lowerbound.nn.residual import Doubled, ResidualBlock, ResNetDown, ResNetUp
 from lowerbound.nn.sequences import GRU, CausalLayer, CausalTransformer, TokenEncoder, longest, token_counts
 
 __all__ = [
@@ -29,11 +30,15 @@ __all__ = [
     "ConvFromGrid",
     "ConvToGrid",
     "ConvUp",
+    "Doubled",
     "LeakyReLU",
     "Linear",
     "Module",
     "Network",
     "ReLU",
+    "ResNetDown",
+    "ResNetUp",
+    "ResidualBlock",
     "ResidualMLP",
     "SiLU",
     "Tanh",

@@ -39,7 +39,7 @@ from lowerbound.recipes.layered import ladder
 from lowerbound.recipes.recovered import camera
 from lowerbound.recipes.tables import tabular
 from lowerbound.recipes.text import UnitName, text
-from lowerbound.recipes.timed import fast, nll_10
+from lowerbound.recipes.timed import fast, gpu_25, nll_10, nll_60
 
 _FUNCTIONS = (
     tutorial,
@@ -66,6 +66,8 @@ _FUNCTIONS = (
     camera,
     fast,
     nll_10,
+    nll_60,
+    gpu_25,
 )
 RECIPES: dict[str, Callable[..., Run]] = {f.__name__.replace("_", "-"): f for f in _FUNCTIONS}
 
