@@ -4,8 +4,8 @@ A row is x, `[D]`: one number a column, NaN where the cell is missing. `Table` s
 and numbers cells again; `Column` is what it knows of one column.
 """
 
-from lowerbound.data.tables.balance import balanced_index
+from lowerbound.data.tables.balance import balanced_index, mean_repeats
 from lowerbound.data.tables.columns import Column, Kind
 from lowerbound.data.tables.table import Sheet, Table
 
-__all__ = ["Column", "Kind", "Sheet", "Table", "balanced_index"]
+__all__ = ["Column", "Kind", "Sheet", "Table", "balanced_index", "mean_repeats"]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -62,6 +62,11 @@ class Table(Reading):
         twice = {name for name in names if names.count(name) > 1} | (set(names) & set(self.ignore))
         if twice:
             raise UsageError(f"Say of each column once what it is; {', '.join(sorted(twice))} is there twice.")
+
+    def with_repeats(self, name: str, repeats: tuple[float, ...]) -> Table:
+        """Returns the same table, of which training repeats rows by the label in a column (`Column.repeats`)."""
+        columns = tuple(replace(c, repeats=repeats) if c.name == name else c for c in self.columns)
+        return replace(self, columns=columns)
 
     def fitted(self, path: Path) -> Table:
         if self.is_fitted:
