@@ -208,7 +208,7 @@ def test_rare_labels_are_seen_more_often_with_balance_and_made_as_often_as_they_
     made = tmp_path / "made.csv"
     succeed(call("sample", out, "--n", 400, "--out", made))
     share = np.mean([row[4] == "yes" for row in load(made)[1]])
-    seen = lb.load(out).likelihood.columns[3]
+    seen = lb.load(out).likelihood.columns[4]
     assert seen.name == "sick"
     assert max(seen.repeats) > 2
     # Of 0.1 in the table, and 0.25 in training.

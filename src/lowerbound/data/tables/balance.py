@@ -14,8 +14,8 @@ its class is not changed. So the table's own distribution is found again exactly
 \(\tilde p\) with probability \(1/r(c)\), which is at most 1. What is generated and what is filled in are of p in this
 way (`lowerbound.heads.Columns.restored`); the repeats r are kept with the column (`Column.repeats`).
 
-To weigh the repeated rows by \(1/r\) in training would keep log p(x) that of the table too. But that is the objective of
-a training without repeats, with less noisy gradients: a class that the one may do without, so may the other.
+To weigh the repeated rows by \(1/r\) in training would keep log p(x) that of the table too. But that is the objective
+of a training without repeats, with less noisy gradients: a class that the one may do without, so may the other.
 """
 
 from __future__ import annotations
