@@ -427,7 +427,7 @@ def classes_by_quadrature(vae, given):
     return weight.sum(1) / weight.sum(), (weight * p.mean[:, 0]).sum(1) / weight.sum(1)
 
 
-@pytest.mark.verifies(lb.sample, against="quadrature")
+@pytest.mark.verifies(lb.heads.Columns, against="quadrature")
 def test_what_training_repeated_is_generated_as_often_as_it_occurs():
     unknowing, balanced = plain_and_balanced()
     nothing = torch.full((1, 4), NAN)
@@ -442,7 +442,7 @@ def test_what_training_repeated_is_generated_as_often_as_it_occurs():
     assert (seen == 2).double().mean() > 2 * share[2]
 
 
-@pytest.mark.verifies(lb.impute, against="quadrature")
+@pytest.mark.verifies(lb.heads.Columns, against="quadrature")
 def test_what_training_repeated_is_filled_in_as_often_as_it_occurs():
     unknowing, balanced = plain_and_balanced()
     row = torch.tensor([[0.5, NAN, 2.0, NAN]]).double()
