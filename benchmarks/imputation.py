@@ -4,8 +4,8 @@ The root mean squared error of the missing cells, each column standardised by it
 the whole table); 5 seeds by default, each with other holes. Every method sees the table with holes alone.
 
 Ours is the mean of three models with three sets of settings, the same for both tables. The sets were found on holes of
-other seeds, 100 and 101. To choose one of them by a fifth of the cells, held back, was tried once, on breast cancer with
-seed 0, and given up: with so many cells fewer another set was best.
+other seeds, 100 and 101. To choose one of them by a fifth of the cells, held back, was tried once, on breast cancer,
+with seed 0, and given up: with so many cells fewer another set was best.
 
 scikit-learn's `IterativeImputer` with random forests is missForest (Stekhoven and Bühlmann, 2012) but for its stopping
 rule.
