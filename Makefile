@@ -34,7 +34,7 @@ bench-full: $(STAMP)
 	$(QUIET) $(BIN)/python benchmarks/nll.py nll-10 --seeds 3 --json docs/results/nll-10.json
 
 # Other people's toolkits, each in an environment of its own, by its own pins.
-peers: .peers/pythae/.installed .peers/jax/.installed
+peers: .peers/pythae/.installed .peers/jax/.installed .peers/ctgan/.installed
 
 .peers/%/.installed: benchmarks/peers/%.txt
 	$(PYTHON) -m venv .peers/$*

@@ -18,6 +18,7 @@ import measure  # noqa: E402
 import novelty  # noqa: E402
 import quality  # noqa: E402
 import run  # noqa: E402
+import synthetic  # noqa: E402
 import throughput  # noqa: E402
 from measure import Timing, slope, take_turns  # noqa: E402
 from peers import network  # noqa: E402
@@ -189,6 +190,22 @@ def test_who_breaks_or_has_no_environment_is_left_out_with_the_reason(folder, mo
         broken, absent = left_out
     assert "no such toolkit" in broken
     assert "make peers" in absent
+
+
+def test_a_maker_of_rows_without_an_environment_is_left_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(contestants, "ENVIRONMENTS", tmp_path)
+    x, y, kinds = synthetic.mixed()
+    assert y.sum() == 30
+    with pytest.raises(measure.LeftOutError, match=r"TVAE is left out: .* `make peers`"):
+        synthetic.tvae(x, y, kinds, 0)
+    # One that breaks is left out with the last that it said.
+    (tmp_path / "ctgan" / "bin").mkdir(parents=True)
+    (tmp_path / "ctgan" / ".installed").touch()
+    broken = tmp_path / "ctgan" / "bin" / "python"
+    broken.write_text("#!/bin/sh\necho no such thing >&2\nexit 3\n")
+    broken.chmod(0o755)
+    with pytest.raises(measure.LeftOutError, match=r"status 3 \(no such thing\)"):
+        synthetic.tvae(x, y, kinds, 0)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "benchmarks" / "peers").glob("*.txt")), ids=lambda p: p.stem)

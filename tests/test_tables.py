@@ -1,6 +1,7 @@
 """Models of tables against exact answers: densities of mixed cells, holes, what is filled into them, given cells."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -396,6 +397,66 @@ def table_of(x, columns):
     return Data(
         "t", source.slice(0, half), None, source.slice(half, len(x)), View(reading=Table(columns, is_fitted=True))
     )
+
+
+BALANCED = (
+    Column("v", Kind.REAL, 2.0, 3.0),
+    Column("class", Kind.CATEGORICAL, levels=tuple("abc"), shares=(0.7, 0.2, 0.1), repeats=(1.0, 2.0, 8.0)),
+    Column("other", Kind.CATEGORICAL, levels=tuple("uvwx")),
+    Column("flag", Kind.BINARY, levels=("n", "y")),
+)
+
+
+def plain_and_balanced():
+    """A model of rows that training repeated, and the same one where nobody knows."""
+    plain = tuple(replace(column, repeats=()) for column in BALANCED)
+    balanced = model(BALANCED, latent=1, heavy_tails=False).double()
+    unknowing = model(plain, latent=1, heavy_tails=False).double()
+    unknowing.load_state_dict(balanced.state_dict())
+    return unknowing, balanced
+
+
+def classes_by_quadrature(vae, given):
+    """p(class|given) and E[v|class, given] of the table, from p(x, z) / repeats on a grid over z."""
+    z = torch.linspace(-8, 8, 4001).double()[:, None]
+    x = given.double().repeat(3, 1, 1)
+    x[:, 0, 1] = torch.arange(3)
+    p = vae.decoder(z)
+    repeats = torch.tensor(BALANCED[1].repeats).double()
+    weight = torch.exp(p.log_prob(x) + td.Normal(0.0, 1.0).log_prob(z[:, 0])) / repeats[:, None]
+    return weight.sum(1) / weight.sum(), (weight * p.mean[:, 0]).sum(1) / weight.sum(1)
+
+
+@pytest.mark.verifies(lb.heads.Columns, against="quadrature")
+def test_what_training_repeated_is_generated_as_often_as_it_occurs():
+    unknowing, balanced = plain_and_balanced()
+    nothing = torch.full((1, 4), NAN)
+    share, v = classes_by_quadrature(balanced, nothing)
+    x = lb.sample(balanced, 20_000, draw=True)
+    assert x.shape == (20_000, 4)
+    found = torch.bincount(x[:, 1].long(), minlength=3) / len(x)
+    torch.testing.assert_close(found.double(), share, atol=0.015, rtol=0)
+    for label in range(3):
+        assert x[x[:, 1] == label, 0].mean() == pytest.approx(v[label].item(), abs=0.1)
+    seen = lb.sample(unknowing, 20_000, draw=True)[:, 1]
+    assert (seen == 2).double().mean() > 2 * share[2]
+
+
+@pytest.mark.verifies(lb.heads.Columns, against="quadrature")
+def test_what_training_repeated_is_filled_in_as_often_as_it_occurs():
+    unknowing, balanced = plain_and_balanced()
+    row = torch.tensor([[0.5, NAN, 2.0, NAN]]).double()
+    share, _ = classes_by_quadrature(balanced, row)
+    drawn = lb.impute(balanced, row, 20_000, draws=20_000).draws[:, 0]
+    found = torch.bincount(drawn[:, 1].long(), minlength=3) / len(drawn)
+    torch.testing.assert_close(found.double(), share, atol=0.015, rtol=0)
+    made, _ = sample_given(balanced, row[0], 5_000)
+    found = torch.bincount(made[:, 1].long(), minlength=3) / len(made)
+    torch.testing.assert_close(found.double(), share, atol=0.03, rtol=0)
+    # Given the class, it does not matter how often its rows were seen.
+    told = torch.tensor([[NAN, 2.0, 2.0, NAN]]).double()
+    filled = [lb.impute(vae, told, 500).x for vae in (unknowing, balanced)]
+    torch.testing.assert_close(*filled)
 
 
 def test_the_recipe_learns_what_binds_columns_and_fills_it_in():

@@ -302,7 +302,7 @@ def notes_of(record: dict[str, Any]) -> tuple[str, ...]:
     if view.balance:
         said.append(
             f"rows with rare values of {view.balance!r} were repeated in training, in proportion to the root of their "
-            "number: p(x) is of such a table, and what is generated has its shares"
+            "number: log p(x) is of such a table; what is generated has the table's own shares again"
         )
     return tuple(said)
 

@@ -10,6 +10,9 @@ is self-normalised importance sampling: exact as K grows, whatever q is. Drawing
 then \(x_m\) from \(p(x_m|z_k)\), gives completed rows (sampling importance resampling; Rubin, 1987): several of them,
 carried through an analysis, tell how much of its result hangs on what was not known.
 
+Of a model whose training repeated rows of rare classes, what is filled in is of the table all the same
+(`lowerbound.data.tables.balance`).
+
 All of it assumes that cells are missing at random: that whether a cell is missing depends on nothing but what was
 observed. Where large values are withheld because they are large, what is filled in is too small.
 """
@@ -118,9 +121,9 @@ def _check(vae: VAE, x: Tensor) -> None:
 def _fill(vae: VAE, x: Tensor, num_samples: int, draws: int, interval: float) -> Imputation:
     q = vae.encoder(x)
     z = q.rsample((num_samples,))
-    p = _rows(vae, z)
-    weights = Trace(z, p.log_prob(x), q, vae.prior()).log_w.double().softmax(0)
     missing = torch.isnan(x)
+    p, log_px_z = _rows(vae, z, x)
+    weights = Trace(z, log_px_z, q, vae.prior()).log_w.double().softmax(0)
     guess = torch.where(missing, p.average(weights.to(x.dtype)), x)
     low, high = _quantiles(p.sample(), weights.to(x.dtype), interval)
     labels = torch.tensor([column.kind.has_levels for column in _head(vae).columns], device=x.device)
@@ -129,14 +132,21 @@ def _fill(vae: VAE, x: Tensor, num_samples: int, draws: int, interval: float) ->
     if draws:
         chosen = torch.multinomial(weights.T, draws, replacement=True).T
         kept = z.gather(0, chosen[..., None].expand(-1, -1, z.shape[-1]))
-        made = torch.where(missing, _rows(vae, kept).sample(), x)
+        made = torch.where(missing, _rows(vae, kept, x)[0].sample(), x)
     return Imputation(guess, low, high, made, 1 / weights.square().sum(0))
 
 
-def _rows(vae: VAE, z: Tensor) -> Row:
+def _rows(vae: VAE, z: Tensor, x: Tensor) -> tuple[Row, Tensor]:
+    """Returns p(x_m|z) and log p(x_o|z), both of the table also where training repeated rows of rare classes.
+
+    Where the class is missing, draws of x_m are kept with probability 1 / repeats: what the weight of z loses by that
+    counts with the observed cells.
+    """
     p = vae.decoder(z)
-    assert isinstance(p, Row)
-    return p
+    restored, log_kept = vae.likelihood.restored(p)
+    assert isinstance(restored, Row)
+    log_prob: Tensor = p.log_prob(x)
+    return restored, log_prob if log_kept is None else log_prob + (log_kept * torch.isnan(x)).sum(-1)
 
 
 def _head(vae: VAE) -> Columns:
@@ -181,8 +191,8 @@ def sample_given(vae: VAE, given: Tensor, n: int, *, seed: int = 0) -> tuple[Ten
         row = given.to(device)
         proposals = min(max(_PROPOSALS * n, _FEWEST), _MOST)
         z = draw_z(vae.prior(), 1, proposals)[0]
-        log_w = torch.cat([vae.decoder(part).log_prob(row) for part in z.split(_CHUNK)])
+        log_w = torch.cat([_rows(vae, part, row)[1] for part in z.split(_CHUNK)])
         weights = log_w.double().softmax(0)
         chosen = z[torch.multinomial(weights, n, replacement=True)]
-        made = torch.cat([_rows(vae, part).sample() for part in chosen.split(_CHUNK)])
+        made = torch.cat([_rows(vae, part, row)[0].sample() for part in chosen.split(_CHUNK)])
         return torch.where(torch.isnan(row), made, row).cpu(), float(1 / weights.square().sum())

@@ -145,6 +145,16 @@ class Levels(Cells):
             probs = (weights[..., None, None] * probs).sum(0)
         return probs.argmax(-1).to(self.log_probs.dtype)
 
+    def weighed(self, log_weights: Tensor) -> tuple[Levels, Tensor]:
+        """Returns the labels with probabilities in proportion to p(l) w(l), and log sum_l p(l) w(l), `[*batch, C]`.
+
+        Args:
+            log_weights: log w of each label, `[C, L]`.
+        """
+        product = self.log_probs + log_weights
+        total = product.logsumexp(-1)
+        return Levels(product - total.unsqueeze(-1)), total
+
 
 class Row(Distribution):
     """Rows of mixed columns (module docstring).

@@ -45,6 +45,9 @@ def inference(vae: VAE, seed: int = 0) -> Iterator[torch.device]:
 def sample(vae: VAE, n: int, *, label: int | Tensor | None = None, seed: int = 0, draw: bool = False) -> Tensor:
     """Generates: z ~ p(z), then x from p(x|z).
 
+    A model whose training repeated rare classes generates them as often as they occur: its draws are kept with
+    probability 1 / repeats (`lowerbound.data.tables.balance`).
+
     Args:
         vae: The model.
         n: How many, at least 1.
@@ -65,9 +68,23 @@ def sample(vae: VAE, n: int, *, label: int | Tensor | None = None, seed: int = 0
         for start in range(0, n, _BATCH):
             rows = slice(start, min(start + _BATCH, n))
             one = whole.part(rows)
-            (z,) = draw_z(one.prior(), 1, rows.stop - start)
-            parts.append(_picture(one, z, draw))
+            parts.append(_generated(one, rows.stop - start, draw))
         return torch.cat(parts)
+
+
+def _generated(vae: VAE, n: int, draw: bool) -> Tensor:
+    """Generates n examples, of the distribution of the data where training saw some more often than they occur."""
+    kept, missing = [], n
+    while missing > 0:
+        (z,) = draw_z(vae.prior(), 1, n)
+        p, log_kept = vae.likelihood.restored(vae.decoder(z))
+        x: Tensor = p.sample() if draw else p.mean
+        if log_kept is not None:
+            # Which z are kept, by the share of their draws that would be; p is of those that are.
+            x = x[torch.rand(n, device=x.device).log() < log_kept.sum(-1)]
+        kept.append(x[:missing].cpu())
+        missing -= len(kept[-1])
+    return torch.cat(kept)
 
 
 def labels_to_sample(vae: VAE, n: int, label: int | Tensor | None = None) -> Tensor | None:

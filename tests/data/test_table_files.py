@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from lowerbound import spec
 from lowerbound.data import Column, Data, Kind, Support, Table, View, epoch_order, open_data
-from lowerbound.data.tables import balanced_index
+from lowerbound.data.tables import balanced_index, mean_repeats
 from lowerbound.data.tables.cells import MISSING
 from lowerbound.data.tables.infer import MAX_LEVELS
 from lowerbound.errors import DataError, UsageError
@@ -432,6 +432,10 @@ def test_rare_classes_are_repeated_by_the_root_of_their_number(tmp_path):
     again = spec.build(spec.describe(balanced.view)).of(str(path))
     assert isinstance(again, Data)
     assert again.train.fingerprint == balanced.train.fingerprint
+    # What generation has to undo is kept with the column.
+    repeats = balanced.view.reading.columns[1].repeats
+    assert repeats == pytest.approx((1.0, int((seen == 1).sum()) / rare))
+    assert again.view == balanced.view
     assert again.test.fingerprint == data.test.fingerprint
     for wrong in ("v", "w"):
         with pytest.raises(UsageError, match="column of labels"):
@@ -447,3 +451,5 @@ def test_rows_whose_class_is_missing_are_there_once(file):
         warnings.simplefilter("error")
         index = balanced_index(source, 1)
     assert torch.bincount(index).tolist() == [1] * 9 + [3] + [1] * 5
+    # Of labels in the order of their numbers, one of which no row has.
+    assert mean_repeats(source, 1, index, 3) == (1.0, 3.0, 1.0)

@@ -19,7 +19,7 @@ from lowerbound.data.named import NAMED
 from lowerbound.data.pictures import Pictures
 from lowerbound.data.reading import Reading, Report
 from lowerbound.data.source import Source, Support
-from lowerbound.data.tables import Table, balanced_index
+from lowerbound.data.tables import Table, balanced_index, mean_repeats
 from lowerbound.data.text import Text
 from lowerbound.errors import DataError, UsageError, did_you_mean
 
@@ -168,14 +168,17 @@ class Data:
         Raises:
             UsageError: There is no such column of labels.
         """
-        columns = self.view.reading.columns if isinstance(self.view.reading, Table) else ()
-        named = {c.name: place for place, c in enumerate(columns) if c.kind.has_levels}
+        table = self.view.reading if isinstance(self.view.reading, Table) else Table()
+        named = {c.name: place for place, c in enumerate(table.columns) if c.kind.has_levels}
         if column not in named or self.view.balance:
             raise UsageError(
                 f"A table is balanced once, by a column of labels; got {column!r}. {did_you_mean(column, named)}"
             )
-        train = self.train.take(balanced_index(self.train, named[column]))
-        return replace(self, train=train, view=replace(self.view, balance=column))
+        place = named[column]
+        index = balanced_index(self.train, place)
+        repeats = mean_repeats(self.train, place, index, table.columns[place].num_levels)
+        reading = table.with_repeats(column, repeats)
+        return replace(self, train=self.train.take(index), view=replace(self.view, reading=reading, balance=column))
 
     def binarised(self, how: Binarise, seed: int = 0) -> Data:
         """Returns the data binarised: for training as asked, for validation and test by one fixed draw.

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from lowerbound.data import Column, Kind, Support
 from lowerbound.errors import UsageError
@@ -112,6 +113,22 @@ class Columns(Likelihood):
         places = [self._buffer(number) for number in range(6) if self._there(number)]
         return Row(tuple(zip(places, made, strict=True)), len(self.columns))
 
+    def restored(self, p: Distribution) -> tuple[Distribution, Tensor | None]:
+        assert isinstance(p, Row)
+        parts: list[tuple[Tensor, Cells]] = []
+        log_kept: Tensor | None = None
+        for index, cells in p.parts:
+            columns = [self.columns[d] for d in index.tolist()]
+            if not isinstance(cells, Levels) or not any(column.repeats for column in columns):
+                parts.append((index, cells))
+                continue
+            weighed, total = cells.weighed(_log_kept(columns).to(cells.log_probs))
+            parts.append((index, weighed))
+            if log_kept is None:
+                log_kept = total.new_zeros(*p.batch_shape, len(self.columns))
+            log_kept[..., index] = total
+        return Row(tuple(parts), len(self.columns)), log_kept
+
     def _buffer(self, number: int) -> Tensor:
         found = self.get_buffer(f"places_{number}")
         assert isinstance(found, Tensor)
@@ -205,6 +222,15 @@ def _shares(column: Column) -> tuple[float, ...]:
 def _logit(p: float) -> float:
     p = min(max(p, RARE), 1 - RARE)
     return math.log(p / (1 - p))
+
+
+def _log_kept(columns: list[Column]) -> Tensor:
+    """Returns minus the logarithm of each label's repeats, `[C, L]`."""
+    log_kept = torch.zeros(len(columns), max(c.num_levels for c in columns))
+    for row, column in enumerate(columns):
+        for level, repeats in enumerate(column.repeats):
+            log_kept[row, level] = -math.log(repeats)
+    return log_kept
 
 
 def _padded(sizes: list[int]) -> Tensor:

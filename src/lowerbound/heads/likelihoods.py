@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from lowerbound import distributions
 from lowerbound.data import Support
@@ -60,6 +61,21 @@ class Likelihood(Head):
         None where the dimensions are all there is. Text of any length has its characters.
         """
         return None
+
+    def restored(self, p: Distribution) -> tuple[Distribution, Tensor | None]:
+        """Undoes, in what is generated, that training saw some x more often than they occur.
+
+        Where x was seen r(x) times as often, the model has learned p(x, z) r(x) up to a constant, and the distribution
+        of the data is found again by keeping a draw with probability 1 / r(x).
+
+        Args:
+            p: p(x|z) as this head gave it, `[*batch]`.
+
+        Returns:
+            p(x|z) of what is kept, and the logarithm of the share of draws that are kept, `[*batch, D]`, as a sum over
+            the columns that x is kept by; None where training saw all x alike.
+        """
+        return p, None
 
     @abstractmethod
     def natural_mean(self, mean: Tensor) -> Tensor:

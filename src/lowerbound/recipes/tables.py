@@ -44,7 +44,8 @@ def tabular(
             holes.
         heavy_tails: Student's t for real columns instead of the normal density: for tables with outliers.
         least_scale: The least standard deviation of a cell given z, as a fraction of its column's.
-        balance: A column of labels whose rare ones are repeated in training, in proportion to the root of their number.
+        balance: A column of labels whose rare ones are repeated in training, in proportion to the root of their number;
+            what is generated has the table's own shares again.
         weight_decay: Decoupled weight decay.
         average: Decay of the moving average of the weights; 0 for none.
         patience: Stop after so many epochs without a better validation loss, and keep the best; 0 to train through.
@@ -52,14 +53,14 @@ def tabular(
         batch_size: Rows an update; of a smaller table, all of them.
         lr: The highest learning rate.
     """
-    reading = data.view.reading
-    if not isinstance(reading, lb.data.Table):
+    if not isinstance(data.view.reading, lb.data.Table):
         raise UsageError(
             f"The recipe tabular learns tables, .csv, .tsv or .parquet files; {data.name} is none. Use another recipe, "
             "mlp for example."
         )
     seen = data.balanced(balance) if balance else data
-    columns, widths = reading.columns, (width,) * depth
+    assert isinstance(seen.view.reading, lb.data.Table)
+    columns, widths = seen.view.reading.columns, (width,) * depth
     down = lb.nn.MLP((lb.nn.CellInput.width_of(columns),), widths)
     up = lb.nn.MLP((latent_dim,), widths)
     vae = lb.VAE(

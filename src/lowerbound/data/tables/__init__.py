@@ -4,9 +4,19 @@ A row is x, `[D]`: one number a column, NaN where the cell is missing. `Table` s
 and numbers cells again; `Column` is what it knows of one column.
 """
 
-from lowerbound.data.tables.balance import balanced_index
+from lowerbound.data.tables.balance import balanced_index, mean_repeats
 from lowerbound.data.tables.columns import Column, Kind
 from lowerbound.data.tables.table import Look, Sheet, Table
 from lowerbound.data.tables.writing import Writer, written
 
-__all__ = ["Column", "Kind", "Look", "Sheet", "Table", "Writer", "balanced_index", "written"]
+__all__ = [
+    "Column",
+    "Kind",
+    "Look",
+    "Sheet",
+    "Table",
+    "Writer",
+    "balanced_index",
+    "mean_repeats",
+    "written",
+]

@@ -66,11 +66,14 @@ class Column:
         scale: Their standard deviation, likewise; 1 where they are all the same.
         levels: The labels, in the order in which they are numbered.
         shares: How often each label occurs, in fractions of the cells that are there.
+        repeats: How many times training showed the rows with each label, on average (`lowerbound.data.tables.balance`);
+            empty where it showed each row once.
         decimals: Digits after the point when a number is written; -1 for as many as float32 has.
         storage: The Arrow type that it is written with to Parquet; by its kind where that is empty.
 
     Raises:
-        UsageError: A scale is not positive, or there are as many shares as levels no more.
+        UsageError: A scale is not positive, there are as many shares or repeats as levels no more, or a repeat is
+            below 1.
 
     Example:
         >>> Column.parsed("size=small<medium<large").levels
@@ -83,6 +86,7 @@ class Column:
     scale: float = 1.0
     levels: tuple[str, ...] = ()
     shares: tuple[float, ...] = ()
+    repeats: tuple[float, ...] = ()
     decimals: int = -1
     storage: str = ""
 
@@ -93,6 +97,11 @@ class Column:
             )
         if self.shares and len(self.shares) != len(self.levels):
             raise UsageError(f"The column {self.name!r} has {len(self.levels)} levels but {len(self.shares)} shares.")
+        if self.repeats and (len(self.repeats) != len(self.levels) or not all(1 <= r < math.inf for r in self.repeats)):
+            raise UsageError(
+                f"The column {self.name!r} has {len(self.levels)} levels, so as many repeats, from 1 on; got "
+                f"{self.repeats}."
+            )
 
     @classmethod
     def parsed(cls, text: str) -> Column:

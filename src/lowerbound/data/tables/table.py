@@ -75,6 +75,11 @@ class Table(Reading):
         if twice:
             raise UsageError(f"Say of each column once what it is; {', '.join(sorted(twice))} is there twice.")
 
+    def with_repeats(self, name: str, repeats: tuple[float, ...]) -> Table:
+        """Returns the same table, of which training repeats rows by the label in a column (`Column.repeats`)."""
+        columns = tuple(replace(c, repeats=repeats) if c.name == name else c for c in self.columns)
+        return replace(self, columns=columns)
+
     def fitted(self, path: Path) -> Table:
         if self.is_fitted:
             return self
