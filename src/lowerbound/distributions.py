@@ -97,6 +97,9 @@ class DiagonalNormal(Distribution):
 
     def from_noise(self, eps: Tensor) -> Tensor:
         """Returns the draw that standard normal noise `[*sample, *batch, *event]` stands for."""
+        if eps.ndim == self.loc.ndim + 1 and len(eps) == 1:
+            # One draw, the common case: nothing is to be summed over draws on the way back.
+            return torch.addcmul(self.loc, self.log_scale.exp(), eps[0])[None]
         return torch.addcmul(self.loc, self.log_scale.exp(), eps)
 
     def log_prob(self, value: Tensor) -> Tensor:

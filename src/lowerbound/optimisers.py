@@ -85,7 +85,9 @@ class _Fused(torch.optim.Optimizer):
     def __init__(
         self, parameters: Iterable[Tensor], lr: float, betas: tuple[float, float], weight_decay: float
     ) -> None:
-        super().__init__(parameters, {"lr": lr, "betas": betas, "weight_decay": weight_decay, "eps": 1e-8})
+        defaults = {"lr": lr, "betas": betas, "weight_decay": weight_decay, "eps": 1e-8}
+        # "fused" tells torch, when a state is loaded, that the counts of steps belong on the device too.
+        super().__init__(parameters, defaults | {"fused": True})
         # Set from outside, on an accelerator, where nobody may wait to learn that a gradient is not finite.
         self.found_inf: Tensor | None = None
 
