@@ -331,8 +331,7 @@ def _update(state: TrainState, objective: Objective, batch: Batch, lr: float) ->
     if state.device.type == "cpu" and not math.isfinite(loss.item()):
         raise _diverged(f"the loss is {loss.item():g}", terms, state.step, lr)
     loss.backward()
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm([p.grad for p in parameters if p.grad is not None])))
     if training.clip is not None:
         torch.nn.utils.clip_grads_with_norm_(parameters, training.clip, norm)
     shown = terms.loss.detach()
@@ -405,9 +404,7 @@ class Means:
         values = {"loss": terms.loss, "distortion": terms.distortion, "rate": terms.kl, "elbo": terms.elbo}
         there = {name: value for name, value in values.items() if value is not None}
         names, total = tuple(there), torch.stack(list(there.values())).sum(1, dtype=torch.float32)
-        if (before := self._sums.get(names)) is not None:
-            total += before.to(total.device)
-        self._sums[names] = total
+        self._sums[names] = total + self._sums[names].to(total.device) if names in self._sums else total
         self._count += len(terms.loss)
 
     def read(self) -> dict[str, float]:
@@ -423,15 +420,11 @@ class Means:
     def restore(self, saved: dict[str, Any]) -> None:
         """Goes back to what `sums` returned."""
         self._count = int(saved["count"])
-        sums = dict(saved["sums"])
-        self._sums = {tuple(sums): torch.tensor(list(sums.values()), dtype=torch.float32)} if sums else {}
+        self._sums = {tuple(saved["sums"]): torch.tensor(list(saved["sums"].values()), dtype=torch.float32)}
 
     def _totals(self) -> dict[str, float]:
-        totals: dict[str, float] = {}
-        for names, sums in self._sums.items():
-            for name, total in zip(names, sums.tolist(), strict=True):
-                totals[name] = totals.get(name, 0.0) + total
-        return totals
+        pairs = [pair for names, sums in self._sums.items() for pair in zip(names, sums.tolist(), strict=True)]
+        return {name: math.fsum(v for other, v in pairs if other == name) for name, _ in pairs}
 
 
 class Selection:
