@@ -331,7 +331,7 @@ def _update(state: TrainState, objective: Objective, batch: Batch, lr: float) ->
     if state.device.type == "cpu" and not math.isfinite(loss.item()):
         raise _diverged(f"the loss is {loss.item():g}", terms, state.step, lr)
     loss.backward()
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm([p.grad for p in parameters if p.grad is not None])))
+    norm = torch.stack(torch._foreach_norm([p.grad for p in parameters if p.grad is not None])).norm()
     if training.clip is not None:
         torch.nn.utils.clip_grads_with_norm_(parameters, training.clip, norm)
     shown = terms.loss.detach()
