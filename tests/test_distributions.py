@@ -10,6 +10,7 @@ from torch.distributions import Independent, Normal, kl_divergence
 
 import lowerbound as lb
 from lowerbound.distributions import Bernoulli, ContinuousBernoulli, Delta, DiagonalNormal, Mixture, analytic_kl
+from lowerbound.heads.base import bounded
 
 LOGITS = torch.tensor([-300.0, -20.0, -1.0, -0.05, -1e-6, 0.0, 1e-4, 0.2, 3.0, 50.0], dtype=torch.float64)
 
@@ -78,6 +79,31 @@ def test_the_diagonal_normal_is_torchs_independent_normal():
         analytic_kl(mine, other), kl_divergence(theirs, Independent(Normal(other.loc, other.stddev), 1))
     )
     assert mine.expand((2, 3)).log_prob(x[:2]).shape == (2, 3)
+
+
+@pytest.mark.parametrize("draws", [1, 3])
+def test_gradients_of_draws_and_of_the_kl_are_those_of_the_textbooks_forms(draws):
+    torch.manual_seed(0)
+    loc, log_scale, p_loc, p_log_scale = (torch.randn(5, 4).double().requires_grad_() for _ in range(4))
+    eps = torch.randn(draws, 5, 4).double()
+    q, p = DiagonalNormal(loc, log_scale), DiagonalNormal(p_loc, p_log_scale)
+    mine = (q.from_noise(eps).sin().sum((0, 2)) + analytic_kl(q, p)).sum()
+    drawn = loc + log_scale.exp() * eps
+    closed = kl_divergence(Normal(loc, log_scale.exp()), Normal(p_loc, p_log_scale.exp())).sum()
+    parameters = (loc, log_scale, p_loc, p_log_scale)
+    theirs = torch.autograd.grad(drawn.sin().sum() + closed, parameters)
+    assert q.from_noise(eps).shape == (draws, 5, 4)
+    for a, b in zip(torch.autograd.grad(mine, parameters), theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_log_scales_are_cut_with_the_gradient_of_what_is_inside():
+    raw = torch.tensor([-30.0, -9.9, 0.0, 9.9, 30.0], requires_grad=True)
+    cut = bounded(raw)
+    cut.sum().backward()
+    assert torch.equal(cut, raw.clamp(-10, 10))
+    assert raw.grad.tolist() == [0, 1, 1, 1, 0]
+    assert bounded(torch.tensor(math.nan)).isnan()
 
 
 def test_the_kl_of_a_distribution_to_itself_is_zero_and_to_any_other_positive():

@@ -1,5 +1,7 @@
 """SOAP against what defines it: Adam where nothing is rotated, and the same update in whatever basis it is given."""
 
+import copy
+
 import pytest
 import torch
 
@@ -34,6 +36,62 @@ def test_what_is_not_rotated_is_left_to_adam(shape, largest):
     start, gradients = torch.randn(shape).double(), [torch.randn(shape).double() for _ in range(30)]
     soap = trajectory(SOAP(every=5, largest=largest), start, gradients)
     torch.testing.assert_close(soap, trajectory(Adam(), start, gradients), rtol=1e-9, atol=1e-12)
+
+
+def updated(build, gradients, kept=None):
+    """Parameters and the optimiser's state after updates; a gradient of None leaves its parameter out."""
+    torch.manual_seed(0)
+    parameters = [torch.nn.Parameter(torch.randn(shape)) for shape in ((40, 30), (30,), ())]
+    optimiser = build(parameters)
+    if kept is not None:
+        optimiser.load_state_dict(
+            {"state": copy.deepcopy(kept), "param_groups": optimiser.state_dict()["param_groups"]}
+        )
+    for row in gradients:
+        for parameter, gradient in zip(parameters, row, strict=True):
+            parameter.grad = gradient
+        optimiser.step()
+    return [p.detach() for p in parameters], optimiser.state_dict()["state"]
+
+
+def ours(parameters):
+    return Adam().build(parameters, 0.01, (0.9, 0.99), 0.1, torch.float32)
+
+
+def torchs(parameters):
+    return torch.optim.AdamW(parameters, lr=0.01, betas=(0.9, 0.99), weight_decay=0.1, fused=True)
+
+
+def gradients_of(steps):
+    torch.manual_seed(1)
+    rows = [[torch.randn(40, 30), torch.randn(30), torch.randn(())] for _ in range(steps)]
+    # One is used now and then, and begins late.
+    return [[a, b, c if step % 3 == 2 else None] for step, (a, b, c) in enumerate(rows)]
+
+
+@pytest.mark.verifies(lb.optimisers.Adam, against="torch")
+@pytest.mark.parametrize("resumed", [False, True])
+def test_adam_is_torchs_bit_for_bit_and_either_goes_on_from_what_the_other_kept(resumed):
+    kept = updated(torchs, gradients_of(10))[1] if resumed else None
+    mine, state = updated(ours, gradients_of(10), kept)
+    theirs, their_state = updated(torchs, gradients_of(10), kept)
+    assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
+    assert state.keys() == their_state.keys()
+    for index, moments in their_state.items():
+        assert state[index].keys() == moments.keys()
+        assert all(torch.equal(state[index][name], value) for name, value in moments.items())
+
+
+def test_adam_that_is_told_of_a_gradient_that_is_not_finite_changes_nothing():
+    parameter = torch.nn.Parameter(torch.ones(3, 2))
+    optimiser = ours([parameter])
+    parameter.grad = torch.ones(3, 2)
+    optimiser.step()
+    before = [t.clone() for t in (parameter.detach(), *optimiser.state[parameter].values())]
+    parameter.grad, optimiser.found_inf = torch.full((3, 2), torch.nan), torch.ones(())
+    optimiser.step()
+    after = [parameter.detach(), *optimiser.state[parameter].values()]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
 @pytest.mark.verifies(lb.optimisers.SOAP, against="definition")

@@ -1,5 +1,6 @@
 """Training: it learns real digits, is a function of its seed alone, and stops when it should."""
 
+import json
 import math
 
 import pytest
@@ -206,6 +207,21 @@ def test_running_means_weigh_every_example_alike():
     for loss in ([1.0, 2.0, 3.0], [10.0]):
         means.add(lb.Terms(torch.tensor(loss), torch.tensor(loss)))
     assert means.read() == {"loss": 4.0, "distortion": 4.0}
+
+
+def test_running_means_go_on_from_what_was_saved_as_if_nothing_had_been():
+    torch.manual_seed(0)
+    batches = [lb.Terms(*(100 * torch.randn(7) for _ in range(4))) for _ in range(20)]
+    whole, part, again = Means(), Means(), Means()
+    for batch in batches:
+        whole.add(batch)
+    for batch in batches[:9]:
+        part.add(batch)
+    again.restore(json.loads(json.dumps(part.sums())))
+    for batch in batches[9:]:
+        again.add(batch)
+    assert again.read() == (means := whole.read())
+    assert means["rate"] == pytest.approx(torch.cat([b.kl for b in batches]).mean().item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("likelihood", ["continuous-bernoulli", "normal", "bernoulli"])

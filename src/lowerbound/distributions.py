@@ -97,7 +97,10 @@ class DiagonalNormal(Distribution):
 
     def from_noise(self, eps: Tensor) -> Tensor:
         """Returns the draw that standard normal noise `[*sample, *batch, *event]` stands for."""
-        return self.loc + self.log_scale.exp() * eps
+        if eps.ndim == self.loc.ndim + 1 and len(eps) == 1:
+            # One draw, the common case: nothing is to be summed over draws on the way back.
+            return torch.addcmul(self.loc, self.log_scale.exp(), eps[0])[None]
+        return torch.addcmul(self.loc, self.log_scale.exp(), eps)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Returns the log-density, nats, `[*sample, *batch]`."""
@@ -135,7 +138,7 @@ def _kl_diagonal(q: DiagonalNormal, p: DiagonalNormal) -> Tensor:
 def _kl_diagonal_each(q: DiagonalNormal, p: DiagonalNormal) -> Tensor:
     difference = q.log_scale - p.log_scale
     scaled = (q.loc - p.loc) * torch.exp(-p.log_scale)
-    return 0.5 * (torch.exp(2 * difference) + scaled.square() - 1) - difference
+    return 0.5 * (torch.expm1(2 * difference) + scaled.square()) - difference
 
 
 class FullNormal(Distribution):
@@ -416,7 +419,7 @@ class Bernoulli(Distribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Returns value log p + (1 - value) log(1 - p), summed over the event, nats, `[*sample, *batch]`."""
-        return _sum_event(bernoulli_log_prob(self.logits, value), self.event_ndim)
+        return -_sum_event(_cross_entropy(self.logits, value), self.event_ndim)
 
 
 class ContinuousBernoulli(Distribution):
@@ -489,9 +492,13 @@ def bernoulli_log_prob(logits: Tensor, value: Tensor) -> Tensor:
         >>> bernoulli_log_prob(torch.tensor(0.0), torch.tensor(1.0))
         tensor(-0.6931)
     """
+    return -_cross_entropy(logits, value)
+
+
+def _cross_entropy(logits: Tensor, value: Tensor) -> Tensor:
     # One fused kernel, which unlike torch's softplus has no threshold beyond which it approximates.
     logits, value = torch.broadcast_tensors(logits, value)
-    return -F.binary_cross_entropy_with_logits(logits, value, reduction="none")
+    return F.binary_cross_entropy_with_logits(logits, value, reduction="none")
 
 
 def analytic_kl(q: Distribution, p: Distribution) -> Tensor | None:

@@ -69,8 +69,69 @@ class Adam(Optimiser):
         arithmetic: torch.dtype,
     ) -> torch.optim.Optimizer:
         listed = list(parameters)
-        fused = all(p.device.type in ("cpu", "cuda") for p in listed)
-        return torch.optim.AdamW(listed, lr=lr, betas=betas, weight_decay=weight_decay, fused=fused)
+        kinds = {(p.device.type, p.dtype) for p in listed}
+        if len(kinds) == 1 and kinds <= {("cpu", torch.float32), ("cuda", torch.float32)}:
+            return _Fused(listed, lr, betas, weight_decay)
+        return torch.optim.AdamW(listed, lr=lr, betas=betas, weight_decay=weight_decay)
+
+
+class _Fused(torch.optim.Optimizer):
+    """What `torch.optim.AdamW(fused=True)` computes, bit for bit, and keeps, by the same names.
+
+    That sorts and groups its tensors anew at each step, which takes half as long as the update of a million weights.
+    Here they are of one device and type.
+    """
+
+    def __init__(
+        self, parameters: Iterable[Tensor], lr: float, betas: tuple[float, float], weight_decay: float
+    ) -> None:
+        defaults = {"lr": lr, "betas": betas, "weight_decay": weight_decay, "eps": 1e-8}
+        # "fused" tells torch, when a state is loaded, that the counts of steps belong on the device too.
+        super().__init__(parameters, defaults | {"fused": True})
+        # Set from outside, on an accelerator, where nobody may wait to learn that a gradient is not finite.
+        self.found_inf: Tensor | None = None
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Makes one update of the parameters that have a gradient."""
+        loss = None if closure is None else torch.enable_grad()(closure)()
+        for group in self.param_groups:
+            used = [p for p in group["params"] if p.grad is not None]
+            states = [self.state[p] or self._begin(p) for p in used]
+            steps = [state["step"] for state in states]
+            torch._foreach_add_(steps, 1)
+            torch._fused_adamw_(
+                used,
+                [p.grad for p in used],
+                [state["exp_avg"] for state in states],
+                [state["exp_avg_sq"] for state in states],
+                [],
+                steps,
+                lr=group["lr"],
+                beta1=group["betas"][0],
+                beta2=group["betas"][1],
+                weight_decay=group["weight_decay"],
+                eps=group["eps"],
+                amsgrad=False,
+                maximize=False,
+                found_inf=self.found_inf,
+            )
+            if self.found_inf is not None:
+                torch._foreach_sub_(steps, [self.found_inf] * len(steps))
+        return loss
+
+    def _begin(self, parameter: Tensor) -> dict[str, Tensor]:
+        state: dict[str, Tensor] = self.state[parameter]
+        state["step"] = torch.zeros((), device=parameter.device)
+        state["exp_avg"] = torch.zeros_like(parameter)
+        state["exp_avg_sq"] = torch.zeros_like(parameter)
+        return state
 
 
 @dataclass(frozen=True)

@@ -331,7 +331,7 @@ def _update(state: TrainState, objective: Objective, batch: Batch, lr: float) ->
     if state.device.type == "cpu" and not math.isfinite(loss.item()):
         raise _diverged(f"the loss is {loss.item():g}", terms, state.step, lr)
     loss.backward()
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    norm = torch.stack(torch._foreach_norm([p.grad for p in parameters if p.grad is not None])).norm()
     if training.clip is not None:
         torch.nn.utils.clip_grads_with_norm_(parameters, training.clip, norm)
     shown = terms.loss.detach()
@@ -346,7 +346,8 @@ def _update(state: TrainState, objective: Objective, batch: Batch, lr: float) ->
         shown = torch.where(bad, torch.nan, shown)
     state.optimiser.param_groups[0]["lr"] = lr
     state.optimiser.step()
-    state.optimiser.zero_grad()
+    for p in parameters:
+        p.grad = None
     state.step += 1
     if state.average is not None and training.average is not None:
         # A short memory at first, so that the initial weights are soon forgotten.
@@ -394,32 +395,36 @@ class Means:
     """Running means of the terms, kept on the device: reading them is the only thing that waits for it."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
+        # Of the terms with those names, so many numbers in one tensor: one operation a batch, not one a term.
+        self._sums: dict[tuple[str, ...], Tensor] = {}
         self._count = 0
 
     def add(self, terms: Terms) -> None:
         """Takes in the terms of one batch."""
         values = {"loss": terms.loss, "distortion": terms.distortion, "rate": terms.kl, "elbo": terms.elbo}
-        for name, value in values.items():
-            if value is not None:
-                total = value.sum(dtype=torch.float32)
-                self._sums[name] = self._sums[name] + total if name in self._sums else total
+        there = {name: value for name, value in values.items() if value is not None}
+        names, total = tuple(there), torch.stack(list(there.values())).sum(1, dtype=torch.float32)
+        self._sums[names] = total + self._sums[names].to(total.device) if names in self._sums else total
         self._count += len(terms.loss)
 
     def read(self) -> dict[str, float]:
         """Returns the means per example, in nats, since the last reading, and begins anew."""
-        means = {name: total.item() / self._count for name, total in self._sums.items()}
+        means = {name: total / self._count for name, total in self._totals().items()}
         self._sums, self._count = {}, 0
         return means
 
     def sums(self) -> dict[str, Any]:
         """Returns what was taken in since the last reading, to be saved."""
-        return {"count": self._count, "sums": {name: total.item() for name, total in self._sums.items()}}
+        return {"count": self._count, "sums": self._totals()}
 
     def restore(self, saved: dict[str, Any]) -> None:
         """Goes back to what `sums` returned."""
         self._count = int(saved["count"])
-        self._sums = {name: torch.tensor(total) for name, total in saved["sums"].items()}
+        self._sums = {tuple(saved["sums"]): torch.tensor(list(saved["sums"].values()), dtype=torch.float32)}
+
+    def _totals(self) -> dict[str, float]:
+        pairs = [pair for names, sums in self._sums.items() for pair in zip(names, sums.tolist(), strict=True)]
+        return {name: math.fsum(v for other, v in pairs if other == name) for name, _ in pairs}
 
 
 class Selection:

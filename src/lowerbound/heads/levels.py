@@ -15,7 +15,7 @@ from torch import Tensor
 from lowerbound import discrete
 from lowerbound.data import Support
 from lowerbound.errors import UsageError
-from lowerbound.heads.base import LOG_SCALE_BOUND
+from lowerbound.heads.base import bounded
 from lowerbound.heads.likelihoods import RARE, Likelihood, solve_increasing
 from lowerbound.nn import check_sizes
 
@@ -151,12 +151,11 @@ class NegativeBinomial(Likelihood):
 
     def forward(self, features: Tensor, batch: torch.Size) -> discrete.NegativeBinomial:
         log_mean, log_total = self.parameters_of(features, batch)
-        bounded = log_total.clamp(-LOG_SCALE_BOUND, LOG_SCALE_BOUND)
-        return discrete.NegativeBinomial(log_count(log_mean), bounded, len(self.event_shape))
+        return discrete.NegativeBinomial(log_count(log_mean), bounded(log_total), len(self.event_shape))
 
 
 def _log_scale(raw: Tensor) -> Tensor:
-    return (raw + _START_LOG_SCALE).clamp(-LOG_SCALE_BOUND, LOG_SCALE_BOUND)
+    return bounded(raw + _START_LOG_SCALE)
 
 
 def log_count(log_mean: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from torch.distributions import Distribution
 from lowerbound import distributions
 from lowerbound.data import Support
 from lowerbound.errors import UsageError
-from lowerbound.heads.base import LOG_SCALE_BOUND, Head
+from lowerbound.heads.base import Head, bounded
 
 # A value that is never seen still gets this probability at the start.
 RARE = 0.005
@@ -201,7 +201,7 @@ class Normal(Likelihood):
 
     def forward(self, features: Tensor, batch: torch.Size) -> distributions.DiagonalNormal:
         (loc,) = self.parameters_of(features, batch)
-        return distributions.DiagonalNormal(loc, _bounded(self.log_scale), len(self.event_shape))
+        return distributions.DiagonalNormal(loc, bounded(self.log_scale), len(self.event_shape))
 
 
 class NormalPerDimension(Likelihood):
@@ -226,7 +226,7 @@ class NormalPerDimension(Likelihood):
 
     def forward(self, features: Tensor, batch: torch.Size) -> distributions.DiagonalNormal:
         (loc,) = self.parameters_of(features, batch)
-        return distributions.DiagonalNormal(loc, _bounded(self.log_scale), len(self.event_shape))
+        return distributions.DiagonalNormal(loc, bounded(self.log_scale), len(self.event_shape))
 
 
 class HeteroscedasticNormal(Likelihood):
@@ -245,7 +245,7 @@ class HeteroscedasticNormal(Likelihood):
 
     def forward(self, features: Tensor, batch: torch.Size) -> distributions.DiagonalNormal:
         loc, log_scale = self.parameters_of(features, batch)
-        return distributions.DiagonalNormal(loc, _bounded(log_scale), len(self.event_shape))
+        return distributions.DiagonalNormal(loc, bounded(log_scale), len(self.event_shape))
 
 
 class CalibratedNormal(Likelihood):
@@ -330,8 +330,4 @@ class _AtOptimalScale(distributions.DiagonalNormal):
 
 
 def _log_root(variance: Tensor) -> Tensor:
-    return _bounded(0.5 * variance.log())
-
-
-def _bounded(log_scale: Tensor) -> Tensor:
-    return log_scale.clamp(-LOG_SCALE_BOUND, LOG_SCALE_BOUND)
+    return bounded(0.5 * variance.log())

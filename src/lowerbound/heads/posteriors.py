@@ -11,7 +11,7 @@ from lowerbound import distributions
 from lowerbound.errors import UsageError
 from lowerbound.flows import Flow, Flowed
 from lowerbound.flows.base import soft_clamp
-from lowerbound.heads.base import LOG_SCALE_BOUND, Head
+from lowerbound.heads.base import Head, bounded
 from lowerbound.nn import Linear
 
 # A component hangs on each one before it by at most so many times its own conditional spread: a correlation of 0.995.
@@ -80,7 +80,7 @@ class FullNormal(Head):
         raw = entries.new_zeros(*entries.shape[:-1], *self.event_shape, *self.event_shape)
         raw[..., row, column] = entries
         raw = raw.reshape(*batch, *raw.shape[-2:])
-        log_scale = raw.diagonal(dim1=-2, dim2=-1).clamp(-LOG_SCALE_BOUND, LOG_SCALE_BOUND)
+        log_scale = bounded(raw.diagonal(dim1=-2, dim2=-1))
         slopes = soft_clamp(raw, _SLOPE_BOUND).tril(-1)
         scale = log_scale.exp()
         return distributions.FullNormal(loc, scale.unsqueeze(-1) * slopes + torch.diag_embed(scale))
@@ -162,8 +162,7 @@ class Delta(Head):
 
 def _diagonal(parameters: tuple[Tensor, ...], event_ndim: int) -> distributions.DiagonalNormal:
     loc, log_scale = parameters
-    bounded = log_scale.clamp(-LOG_SCALE_BOUND, LOG_SCALE_BOUND)
-    return distributions.DiagonalNormal(loc, bounded, event_ndim)
+    return distributions.DiagonalNormal(loc, bounded(log_scale), event_ndim)
 
 
 def _vector(event_shape: tuple[int, ...]) -> int:

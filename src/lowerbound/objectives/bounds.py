@@ -80,8 +80,8 @@ class ELBO(Objective):
         distortion = -trace.log_px_z.mean(0)
         kl = kl_of(trace, self.closed_form)
         weight = self.weight(step)
-        loss = distortion + (kl if weight == 1 else weight * kl)
-        return Terms(loss, distortion, kl, -distortion - kl)
+        negated = distortion + kl
+        return Terms(negated if weight == 1 else distortion + weight * kl, distortion, kl, -negated)
 
     def check(self, vae: VAE) -> None:
         require_density(vae)
