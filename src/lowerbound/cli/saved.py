@@ -8,7 +8,8 @@ from pathlib import Path
 
 from lowerbound.checkpoint import RunFolder
 from lowerbound.cli.show import job
-from lowerbound.data import Data, Source, View
+from lowerbound.data import SPLITS, Data, Source, View
+from lowerbound.errors import UsageError, did_you_mean
 from lowerbound.experiment import notes_of, objective_of, view_of
 from lowerbound.model import VAE
 from lowerbound.objectives import Objective
@@ -63,6 +64,8 @@ class Saved:
             DataError: The source cannot be had.
         """
         name = self.named(name)
+        if name not in (ALL, *SPLITS):
+            raise UsageError(f"There is no split {name!r}. {did_you_mean(name, (ALL, *SPLITS))}")
         if name != ALL:
             return self.data.split(name)
         with job("reading") as report:
