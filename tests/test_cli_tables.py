@@ -120,6 +120,34 @@ def test_intervals_stand_beside_the_cells_that_were_missing(folder, tmp_path):
     assert pq.read_table(parquet)["age_low"].to_pylist()[1:] == [None] * 3
 
 
+def test_several_runs_fill_in_what_lies_between_theirs(folder, tmp_path):
+    words = (
+        "train", "tabular", "--data", folder / "train.csv", "--ignore", "id", "--columns", "age=count,income=positive",
+        "--epochs", 2, "--width", 8, "--latent-dim", 2, "--num-samples", 2, "--device", "cpu", "--out",
+    )  # fmt: skip
+    succeed(call(*words, tmp_path / "second"))
+    holes = [[row[0], *row[1:6], ""] for row in rows(40, 6, 0.2)]
+    source, runs = save(tmp_path / "holes.csv", holes), (folder / "run", tmp_path / "second")
+    found = {}
+    for name, given in {"first": runs[:1], "second": runs[1:], "both": runs}.items():
+        out = tmp_path / f"{name}.csv"
+        told = succeed(call("impute", *given, "--data", source, "--out", out, "--samples", 400, "--multiple", 2))
+        assert f"of {400 * len(given)}." in told.out
+        found[name] = np.array([[float(v) for v in row[6:]] for row in load(out)[1]])
+    # One hundred draws of the second's normal cells, whose noise the mean has half of.
+    assert np.abs(found["both"] - (found["first"] + found["second"]) / 2).max() < 0.25
+    # A completed table is of one run.
+    assert load(tmp_path / "both-1.csv") != load(tmp_path / "both-2.csv")
+    other = tmp_path / "other"
+    succeed(call(*words[:-3], "--device", "cpu", "--columns", "age=real", "--out", other))
+    refused = call("impute", *runs, other, "--data", source, "--out", tmp_path / "x.csv")
+    assert_refused(refused, 2, "other differs from")
+    assert "columns age" in refused.err
+    assert_refused(call("impute", other, other, "--data", source, "--out", tmp_path / "x.csv"), 2, "different ones")
+    assert_refused(call("impute", "--data", source, "--out", tmp_path / "x.csv"), 2, "got none")
+    assert not (tmp_path / "x.csv").exists()
+
+
 def test_a_parquet_file_is_filled_with_its_types(folder, tmp_path):
     body = rows(20, 3, 0.3)
     columns = dict(zip(HEADER, zip(*body, strict=True), strict=True))
