@@ -38,8 +38,8 @@ def impute(
     """Fill what is missing in a table; all that is there stays as it is.
 
     A missing number becomes its mean given the row's other cells, a label the likeliest.
-    Of several runs, trained with other seeds or settings, each has the same say; they
-    are more often right than one.
+
+    Several runs, trained with other seeds or settings, fill in together, each with the same say.
 
     Example: lowerbound impute runs/table --data holes.csv --out filled.csv
 
