@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,13 @@ import numpy as np
 import pyarrow as pa
 import torch
 from measure import commit, machine
+from pyarrow import parquet
 from rich.console import Console
 from rich.table import Table as Shown
 from sklearn.datasets import load_breast_cancer, load_wine
 
 import lowerbound as lb
 from lowerbound.data import ArraySource, Column, Data, Kind, Support, Table, View
-from lowerbound.data.tables.infer import infer
 from lowerbound.experiment import prepare
 
 CPU = torch.device("cpu")
@@ -29,16 +30,16 @@ def read(
     values: np.ndarray, labels: np.ndarray | None = None, kinds: Sequence[Kind | None] | None = None
 ) -> tuple[Table, torch.Tensor]:
     """Returns how a table of numbers, NaN where they are missing, is read, and its rows as x; labels come last."""
-    arrays = [pa.array(column, mask=np.isnan(column)) for column in values.T]
-    kinds = list(kinds or [Kind.REAL] * len(arrays))
+    kinds = list(kinds or [Kind.REAL] * values.shape[1])
+    cells = {f"c{place}": pa.array(column, mask=np.isnan(column)) for place, column in enumerate(values.T)}
     if labels is not None:
-        arrays, kinds = [*arrays, pa.array(labels.astype(str))], [*kinds, Kind.CATEGORICAL]
-    columns = tuple(
-        infer(f"c{place}", array, "the table", None if kind is None else Column(f"c{place}", kind))
-        for place, (array, kind) in enumerate(zip(arrays, kinds, strict=True))
-    )
-    x = np.stack([column.encode(array)[0] for column, array in zip(columns, arrays, strict=True)], 1)
-    return Table(columns, is_fitted=True), torch.from_numpy(x.astype(np.float32))
+        cells[f"c{len(kinds)}"], kinds = pa.array(labels.astype(str)), [*kinds, Kind.CATEGORICAL]
+    known = tuple(Column(name, kind) for name, kind in zip(cells, kinds, strict=True) if kind is not None)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "table.parquet"
+        parquet.write_table(pa.table(cells), path)
+        table = Table(known).fitted(path)
+        return table, table.read(path).x
 
 
 def train(table: Table, x: torch.Tensor, settings: dict[str, Any], seed: int) -> lb.VAE:

@@ -19,11 +19,13 @@ import novelty  # noqa: E402
 import quality  # noqa: E402
 import run  # noqa: E402
 import synthetic  # noqa: E402
+import tables  # noqa: E402
 import throughput  # noqa: E402
 from measure import Timing, slope, take_turns  # noqa: E402
 from peers import network  # noqa: E402
 
-from lowerbound.data import ArraySource, Data  # noqa: E402
+import lowerbound as lb  # noqa: E402
+from lowerbound.data import ArraySource, Data, Kind  # noqa: E402
 from lowerbound.recipes import tutorial  # noqa: E402
 
 
@@ -243,3 +245,16 @@ def test_what_is_complex_takes_more_bytes():
     flat[1] = torch.randint(2, (1, 28, 28), generator=torch.Generator().manual_seed(0), dtype=torch.uint8) * 255
     simple, complex_ = novelty.complexity(novelty.Setting("", ArraySource(flat), ArraySource(flat), np.array([])))
     assert simple < complex_
+
+
+def test_tables_at_hand_are_read_as_files_are_and_learned_from():
+    values = np.array([[1.0, 5.0], [np.nan, 0.0], [3.0, 2.0], [2.0, np.nan]] * 4)
+    table, x = tables.read(values, np.array([0, 1, 1, 1] * 4), [Kind.REAL, Kind.COUNT])
+    assert [column.kind for column in table.columns] == [Kind.REAL, Kind.COUNT, Kind.CATEGORICAL]
+    assert np.array_equal(torch.isnan(x[:, :2]).numpy(), np.isnan(values))
+    assert x[:4, 1].tolist()[:3] == [5.0, 0.0, 2.0]
+    assert x[:4, 2].tolist() == [0.0, 1.0, 1.0, 1.0]
+    vae = tables.train(table, x, {"epochs": 1, "width": 4, "latent_dim": 1}, 0)
+    filled = lb.impute(vae, x, 10).x
+    assert not filled.isnan().any()
+    assert torch.equal(filled[~x.isnan()], x[~x.isnan()])

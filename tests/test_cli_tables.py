@@ -120,6 +120,36 @@ def test_intervals_stand_beside_the_cells_that_were_missing(folder, tmp_path):
     assert pq.read_table(parquet)["age_low"].to_pylist()[1:] == [None] * 3
 
 
+def test_several_runs_fill_in_what_lies_between_theirs(folder, tmp_path):
+    words = (
+        "train", "tabular", "--data", folder / "train.csv", "--ignore", "id", "--epochs", 2, "--width", 8,
+        "--latent-dim", 2, "--num-samples", 2, "--device", "cpu", "--columns",
+    )  # fmt: skip
+    other, runs = tmp_path / "other", (folder / "run", tmp_path / "second")
+    succeed(call(*words, "age=count,income=positive", "--out", runs[1]))
+    succeed(call(*words, "age=real,income=positive", "--out", other))
+    source = save(tmp_path / "holes.csv", [[*row[:2], "", *row[3:]] for row in rows(40, 6, 0.0)])
+    found = {}
+    for name, given in {"first": runs[:1], "second": runs[1:], "both": runs}.items():
+        out = tmp_path / f"{name}.csv"
+        told = succeed(call("impute", *given, "--data", source, "--out", out, "--multiple", 2))
+        assert f"of {1000 * len(given):,}." in told.out
+        # What the mean is of: of a positive column its logarithm.
+        found[name] = np.log([float(row[2]) for row in load(out)[1]])
+    # The second has learned nothing yet, so they are far apart; the rest is the noise of 1,000 draws.
+    assert np.abs(found["first"] - found["second"]).max() > 0.5
+    assert np.abs(found["both"] - (found["first"] + found["second"]) / 2).max() < 0.05
+    # A completed table is of one run: the first's strays less from what it expects.
+    drawn = [np.log([float(row[2]) for row in load(tmp_path / f"both-{n}.csv")[1]]) for n in (1, 2)]
+    assert (drawn[0] - found["first"]).std() < 0.7 < (drawn[1] - found["first"]).std()
+    refused = call("impute", *runs, other, "--data", source, "--out", tmp_path / "x.csv")
+    assert_refused(refused, 2, "other differs from")
+    assert "columns age" in refused.err
+    assert_refused(call("impute", other, other, "--data", source, "--out", tmp_path / "x.csv"), 2, "different ones")
+    assert_refused(call("impute", "--data", source, "--out", tmp_path / "x.csv"), 2, "got none")
+    assert not (tmp_path / "x.csv").exists()
+
+
 def test_a_parquet_file_is_filled_with_its_types(folder, tmp_path):
     body = rows(20, 3, 0.3)
     columns = dict(zip(HEADER, zip(*body, strict=True), strict=True))

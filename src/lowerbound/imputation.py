@@ -10,6 +10,16 @@ is self-normalised importance sampling: exact as K grows, whatever q is. Drawing
 then \(x_m\) from \(p(x_m|z_k)\), gives completed rows (sampling importance resampling; Rubin, 1987): several of them,
 carried through an analysis, tell how much of its result hangs on what was not known.
 
+**Several models.** Trainings that differ in their seed, or in their settings, err in different cells, so the mean of M
+models errs less, as that of the trees of a forest does. What is filled in is then of the mixture
+
+$$p(x_m|x_o) = \frac1M \sum_{i=1}^M p_i(x_m|x_o)$$
+
+with the same weight for each, as in deep ensembles (Lakshminarayanan, Pritzel and Blundell, 2017): not \(p_i(x_o)\), by
+which the model that overfitted most would speak alone. A completed table comes from one model, the i-th from that at
+place i modulo M: its rows share what is uncertain about the weights, as in multiple imputation the rows of a table
+share one draw of the parameters (Rubin, 1987).
+
 Of a model whose training repeated rows of rare classes, what is filled in is of the table all the same
 (`lowerbound.data.tables.balance`).
 
@@ -19,11 +29,14 @@ observed. Where large values are withheld because they are large, what is filled
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from lowerbound.data import Column
 from lowerbound.errors import UsageError
 from lowerbound.evidence.checks import check_density, check_draws
 from lowerbound.evidence.checks import draw as draw_z
@@ -49,7 +62,7 @@ class Imputation:
             itself where it was there, NaN for labels.
         high: The upper end.
         draws: Completed rows, drawn independently given what was observed, `[M, B, D]`.
-        ess: The effective number of draws of z for each row, from 1 to `num_samples`, `[B]`.
+        ess: The effective number of draws of z for each row, from 1 to `num_samples` times the models, `[B]`.
     """
 
     x: Tensor
@@ -60,20 +73,26 @@ class Imputation:
 
 
 def impute(
-    vae: VAE, x: Tensor, num_samples: int = 1000, *, draws: int = 0, interval: float = 0.9, seed: int = 0
+    vae: VAE | Sequence[VAE],
+    x: Tensor,
+    num_samples: int = 1000,
+    *,
+    draws: int = 0,
+    interval: float = 0.9,
+    seed: int = 0,
 ) -> Imputation:
     """Fills the holes of rows (module docstring).
 
     Args:
-        vae: A model of tables (`heads.Columns`).
+        vae: A model of tables (`heads.Columns`), or several of the same columns, on one device.
         x: Rows, `[B, D]`, NaN where a cell is missing.
-        num_samples: K, draws of z a row.
-        draws: M, how many completed tables to draw.
+        num_samples: K, draws of z a row, of each model.
+        draws: M, how many completed tables to draw; of several models as many as there are of them, or a multiple.
         interval: The probability that an interval holds the cell, in (0, 1).
         seed: Seeds the draws.
 
     Raises:
-        UsageError: The model is none of tables, q has no density, or a number is out of range.
+        UsageError: A model is none of tables, their columns differ, q has no density, or a number is out of range.
 
     Example:
         >>> import lowerbound as lb
@@ -88,17 +107,23 @@ def impute(
         >>> filled.x[0, 0].item(), filled.draws.shape
         (0.5, torch.Size([3, 1, 2]))
     """
-    _check(vae, x)
+    vaes = [vae] if isinstance(vae, VAE) else list(vae)
+    if not vaes:
+        raise UsageError("Cells are filled in by one model or more; got none.")
+    for each in vaes:
+        _check(each, x)
+        check_density(each, "cannot propose draws to weigh")
+    check_same_columns({f"model {place}": each for place, each in enumerate(vaes)})
     check_draws(num_samples)
-    check_density(vae, "cannot propose draws to weigh")
     if not 0 < interval < 1 or draws < 0:
         raise UsageError(
             f"Filling in takes an interval's probability between 0 and 1 and a number of draws from 0 on; got "
             f"interval={interval} and draws={draws}."
         )
-    with inference(vae, seed) as device:
-        rows = x.split(max(1, _CHUNK // num_samples)) if len(x) else (x,)
-        parts = [_fill(vae, part.to(device), num_samples, draws, interval) for part in rows]
+    with ExitStack() as stack:
+        devices = [stack.enter_context(inference(each, seed)) for each in vaes]
+        rows = x.split(max(1, _CHUNK // (num_samples * len(vaes)))) if len(x) else (x,)
+        parts = [_fill(vaes, part.to(devices[0]), num_samples, draws, interval) for part in rows]
     return Imputation(
         x=torch.cat([p.x for p in parts]).cpu(),
         low=torch.cat([p.low for p in parts]).cpu(),
@@ -106,6 +131,29 @@ def impute(
         draws=torch.cat([p.draws for p in parts], 1).cpu(),
         ess=torch.cat([p.ess for p in parts]).cpu(),
     )
+
+
+def check_same_columns(models: Mapping[str, VAE]) -> None:
+    """Checks that the same x means the same to models of tables, by their names.
+
+    Raises:
+        UsageError: The columns of one are not those of the first.
+    """
+    (first, known), *others = ((name, _meant(vae)) for name, vae in models.items())
+    for name, columns in others:
+        if columns == known:
+            continue
+        odd = sorted({c.name for c in set(columns) ^ set(known)})
+        what = f"the columns {', '.join(odd[:5])}{', ...' if len(odd) > 5 else ''}" if odd else "the order of columns"
+        raise UsageError(
+            f"Models fill in together if they read a table in the same way, with the same labels and units; {name} "
+            f"differs from {first} in {what}. Train them on one file, with the same --columns and --ignore."
+        )
+
+
+def _meant(vae: VAE) -> tuple[Column, ...]:
+    """Returns the columns without what only training made of them."""
+    return tuple(replace(column, repeats=()) for column in _head(vae).columns)
 
 
 def _check(vae: VAE, x: Tensor) -> None:
@@ -118,21 +166,43 @@ def _check(vae: VAE, x: Tensor) -> None:
         raise UsageError(f"The model has rows of shape {vae.event_shape}; got x of shape {tuple(x.shape)}.")
 
 
-def _fill(vae: VAE, x: Tensor, num_samples: int, draws: int, interval: float) -> Imputation:
-    q = vae.encoder(x)
-    z = q.rsample((num_samples,))
+@dataclass(frozen=True)
+class _Posterior:
+    """Draws of z from q(z|x_o), `[K, B, D_z]`, what they say of x_m, and their weights, float64 `[K, B]`."""
+
+    vae: VAE
+    z: Tensor
+    p: Row
+    weights: Tensor
+
+    @classmethod
+    def of(cls, vae: VAE, x: Tensor, num_samples: int) -> _Posterior:
+        q = vae.encoder(x)
+        z = q.rsample((num_samples,))
+        p, log_px_z = _rows(vae, z, x)
+        return cls(vae, z, p, Trace(z, log_px_z, q, vae.prior()).log_w.double().softmax(0))
+
+    def completed(self, x: Tensor, draws: int) -> Tensor:
+        """Returns rows drawn given what is there, `[M, B, D]`."""
+        if not draws:
+            return x.new_empty(0, *x.shape)
+        chosen = torch.multinomial(self.weights.T, draws, replacement=True).T
+        kept = self.z.gather(0, chosen[..., None].expand(-1, -1, self.z.shape[-1]))
+        return torch.where(torch.isnan(x), _rows(self.vae, kept, x)[0].sample(), x)
+
+
+def _fill(vaes: list[VAE], x: Tensor, num_samples: int, draws: int, interval: float) -> Imputation:
+    each = [_Posterior.of(vae, x, num_samples) for vae in vaes]
     missing = torch.isnan(x)
-    p, log_px_z = _rows(vae, z, x)
-    weights = Trace(z, log_px_z, q, vae.prior()).log_w.double().softmax(0)
-    guess = torch.where(missing, p.average(weights.to(x.dtype)), x)
-    low, high = _quantiles(p.sample(), weights.to(x.dtype), interval)
-    labels = torch.tensor([column.kind.has_levels for column in _head(vae).columns], device=x.device)
+    expected = zip(*(one.p.expected(one.weights.to(x.dtype)) for one in each), strict=True)
+    guess = torch.where(missing, each[0].p.guess([torch.stack(parts).mean(0) for parts in expected]), x)
+    weights = torch.cat([one.weights for one in each]) / len(each)
+    low, high = _quantiles(torch.cat([one.p.sample() for one in each]), weights.to(x.dtype), interval)
+    labels = torch.tensor([column.kind.has_levels for column in _head(vaes[0]).columns], device=x.device)
     low, high = (torch.where(missing, end.masked_fill(labels, torch.nan), x) for end in (low, high))
-    made = x.new_zeros(0, *x.shape)
-    if draws:
-        chosen = torch.multinomial(weights.T, draws, replacement=True).T
-        kept = z.gather(0, chosen[..., None].expand(-1, -1, z.shape[-1]))
-        made = torch.where(missing, _rows(vae, kept, x)[0].sample(), x)
+    made = x.new_empty(draws, *x.shape)
+    for place, one in enumerate(each):
+        made[place :: len(each)] = one.completed(x, len(range(place, draws, len(each))))
     return Imputation(guess, low, high, made, 1 / weights.square().sum(0))
 
 

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -49,15 +50,19 @@ class Cells(ABC):
         """Draws cells, `[*shape, *batch, C]`."""
 
     @abstractmethod
-    def average(self, weights: Tensor | None) -> Tensor:
-        """Returns the best guess at each cell: the mean of a measured one, the nearest count, the likeliest label.
+    def expected(self, weights: Tensor | None) -> Tensor:
+        """Returns what the best guess at each cell follows from: its mean, or the probability of each label.
 
         Args:
             weights: Of a mixture over the first axis of the batch, `[K, *rest]`, with sum 1; None for no mixture.
 
         Returns:
-            `[*batch, C]`, or `[*rest, C]` of a mixture.
+            `[*batch, C]` of numbers and `[*batch, C, L]` of labels, or with `rest` for the batch of a mixture.
         """
+
+    def guess(self, expected: Tensor) -> Tensor:
+        """Returns the best guess at each cell, `[*batch, C]`: the mean, the nearest count, the likeliest label."""
+        return expected
 
 
 class Measured(Cells):
@@ -92,7 +97,7 @@ class Measured(Cells):
         drawn: Tensor = each.sample(shape)
         return drawn
 
-    def average(self, weights: Tensor | None) -> Tensor:
+    def expected(self, weights: Tensor | None) -> Tensor:
         return _weighted(self.loc, weights)
 
 
@@ -113,8 +118,11 @@ class Counts(Cells):
     def sample(self, shape: torch.Size) -> Tensor:
         return self.each.sample(shape)
 
-    def average(self, weights: Tensor | None) -> Tensor:
-        return _weighted(self.each.mean, weights).round()
+    def expected(self, weights: Tensor | None) -> Tensor:
+        return _weighted(self.each.mean, weights)
+
+    def guess(self, expected: Tensor) -> Tensor:
+        return expected.round()
 
 
 class Levels(Cells):
@@ -139,11 +147,12 @@ class Levels(Cells):
         # The first to ring of L clocks with those rates.
         return (self.log_probs - exponential.log()).argmax(-1).to(self.log_probs.dtype)
 
-    def average(self, weights: Tensor | None) -> Tensor:
+    def expected(self, weights: Tensor | None) -> Tensor:
         probs = self.log_probs.exp()
-        if weights is not None:
-            probs = (weights[..., None, None] * probs).sum(0)
-        return probs.argmax(-1).to(self.log_probs.dtype)
+        return probs if weights is None else (weights[..., None, None] * probs).sum(0)
+
+    def guess(self, expected: Tensor) -> Tensor:
+        return expected.argmax(-1).to(expected.dtype)
 
     def weighed(self, log_weights: Tensor) -> tuple[Levels, Tensor]:
         """Returns the labels with probabilities in proportion to p(l) w(l), and log sum_l p(l) w(l), `[*batch, C]`.
@@ -175,17 +184,22 @@ class Row(Distribution):
 
     def __init__(self, parts: tuple[tuple[Tensor, Cells], ...], width: int) -> None:
         self.parts = parts
-        guess = parts[0][1].average(None)
+        cells = parts[0][1]
+        guess = cells.guess(cells.expected(None))
         super().__init__(guess.shape[:-1], torch.Size([width]), validate_args=False)
 
     @property
     def mean(self) -> Tensor:
-        """The best guess at each cell, `[*batch, D]` (`Cells.average`); of a positive column decoded, the median."""
-        return self.average(None)
+        """The best guess at each cell, `[*batch, D]` (`Cells.guess`); of a positive column decoded, the median."""
+        return self.guess(self.expected(None))
 
-    def average(self, weights: Tensor | None) -> Tensor:
-        """Returns the best guess at each cell under a mixture over the first axis of the batch; see `Cells.average`."""
-        return self._joined([cells.average(weights) for _, cells in self.parts])
+    def expected(self, weights: Tensor | None) -> tuple[Tensor, ...]:
+        """Returns of each part what `guess` takes, under a mixture over the first axis of the batch; see `Cells`."""
+        return tuple(cells.expected(weights) for _, cells in self.parts)
+
+    def guess(self, expected: Sequence[Tensor]) -> Tensor:
+        """Returns the best guess at each cell, `[*rest, D]`, from `expected`, or from a mean of several of them."""
+        return self._joined([cells.guess(part) for (_, cells), part in zip(self.parts, expected, strict=True)])
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Draws rows without holes, `[*sample, *batch, D]`."""

@@ -24,9 +24,7 @@ SUFFIXES = (".csv", ".tsv", ".parquet")
 
 
 def impute(
-    run: Path,
-    /,
-    *,
+    *runs: Path,
     data: Path,
     out: Path,
     samples: int = 1000,
@@ -41,18 +39,20 @@ def impute(
 
     A missing number becomes its mean given the row's other cells, a label the likeliest.
 
+    Several runs, trained with other seeds or settings, fill in together, each with the same say.
+
     Example: lowerbound impute runs/table --data holes.csv --out filled.csv
 
     Parameters
     ----------
-    run
-        The run folder of a model of tables.
+    runs
+        The run folder of a model of tables, or several, of the same columns.
     data
         The table with holes, with the columns of the training table.
     out
         A .csv, .tsv or .parquet with the same columns and rows in the same order.
     samples
-        Draws of z a row.
+        Draws of z a row, of each run.
     intervals
         Add columns NAME_low and NAME_high for each number or date with holes: an
         interval that holds the missing cell with probability --interval.
@@ -60,7 +60,7 @@ def impute(
         That probability.
     multiple
         Also write so many tables, drawn independently given what is there:
-        OUT-1.csv, OUT-2.csv and so on.
+        OUT-1.csv, OUT-2.csv and so on; of several runs each by the next in turn.
     seed
         Seeds the draws.
     device
@@ -72,14 +72,14 @@ def impute(
         raise UsageError(f"--out should end in {' or '.join(SUFFIXES)}; got {out}.")
     if multiple < 0:
         raise UsageError(f"--multiple is a number of tables from 0 on; got {multiple}.")
-    vae, table = _opened(run, device)
+    vaes, table = _together(runs, device)
     look = table.look(data)
     for note in look.notes:
         print_note(f"Note: {note}.")
     files = [out, *(out.with_name(f"{out.stem}-{number}{out.suffix}") for number in range(1, multiple + 1))]
     ends = _ends(table, look) if intervals else []
     settings = {"num_samples": samples, "draws": multiple, "interval": interval}
-    ess = _fill(vae, table, data, look, files, ends, settings, seed)
+    ess = _fill(vaes, table, data, look, files, ends, settings, seed)
     holes = sum(look.holes)
     if json:
         written = [str(path) for path in files]
@@ -87,13 +87,13 @@ def impute(
     else:
         stdout.print(
             f"Filled {holes:,} cells in {look.rows:,} rows into {escape(', '.join(map(str, files)))}; the median "
-            f"row has {ess:.0f} effective draws of {samples:,}.",
+            f"row has {ess:.0f} effective draws of {samples * len(vaes):,}.",
             soft_wrap=True,
         )
 
 
 def _fill(
-    vae: VAE,
+    vaes: list[VAE],
     table: Table,
     data: Path,
     look: Look,
@@ -117,7 +117,7 @@ def _fill(
         ]
         done = 0
         for number, sheet in enumerate(table.sheets(data)):
-            found = fill(vae, sheet.x, **settings, seed=derive_seed(seed, 9, number))
+            found = fill(vaes, sheet.x, **settings, seed=derive_seed(seed, 9, number))
             sheet.add_to(first, found.x, [_end(sheet, found, *end) for end in ends])
             for out, rows in zip(others, found.draws, strict=True):
                 sheet.add_to(out, rows)
@@ -192,6 +192,21 @@ def given_row(table: Table, where: tuple[str, ...]) -> Tensor:
             raise UsageError(f"The column {name!r} holds {column.kind.value}{known}, which {value!r} is not.")
         row[names.index(name)] = cell
     return row
+
+
+def _together(runs: tuple[Path, ...], device: str) -> tuple[list[VAE], Table]:
+    """Returns the models of runs, and how all of them read a table."""
+    if not runs or len(set(runs)) < len(runs):
+        raise UsageError(
+            "impute takes one run folder, or several different ones; got "
+            f"{' '.join(map(str, runs)) or 'none'}. Example: lowerbound impute runs/table --data holes.csv --out "
+            "filled.csv"
+        )
+    from lowerbound.imputation import check_same_columns
+
+    opened = {run: _opened(run, device) for run in runs}
+    check_same_columns({str(run): vae for run, (vae, _) in opened.items()})
+    return [vae for vae, _ in opened.values()], opened[runs[0]][1]
 
 
 def _opened(run: Path, device: str) -> tuple[VAE, Table]:
