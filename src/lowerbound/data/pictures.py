@@ -80,7 +80,7 @@ class Pictures(Reading):
         assert self.size is not None
         return (self.size, self.size) if isinstance(self.size, int) else self.size
 
-    def fitted(self, path: Path) -> Pictures:
+    def fitted(self, path: Path, report: Report | None = None) -> Pictures:
         """Returns this reading with size, colour and classes decided.
 
         Raises:
