@@ -558,9 +558,14 @@ def test_an_update_goes_down_once_and_a_weight_asks_p_once_more(objective, downw
 def test_gradients_reach_every_parameter_and_terms_are_what_they_are_called(objective):
     vae, x = small()
     objective.check(vae)
+    torch.manual_seed(3)
     terms = objective(vae, x, step=5)
     assert terms.loss.shape == terms.kl.shape == (5,)
     torch.testing.assert_close(terms.elbo, -terms.distortion - terms.kl)
+    draws = getattr(objective, "num_samples", 1) * (objective.groups if isinstance(objective, PIWAE) else 1)
+    torch.manual_seed(3)
+    torch.testing.assert_close(terms.rate_per_layer, vae.trace(x, draws).rate_per_layer.detach(), atol=0, rtol=0)
+    assert terms.rate_per_layer.shape == (5, 3)
     terms.loss.mean().backward()
     assert not [name for name, p in vae.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()]
     assert not [name for name, p in vae.named_parameters() if (p.grad == 0).all()]
@@ -809,6 +814,11 @@ def test_the_commands_work_on_a_ladder(trained, tmp_path):
     assert len(judged["rate_per_layer"]) == 3
     assert "the lowest first" in succeed(call("evaluate", trained, "--limit", 20, "--samples", 5)).words
     assert judged["rate"] > 0
+    for line in map(json.loads, (trained / "metrics.jsonl").read_text().splitlines()):
+        for of in ("", "valid_") if "valid_rate" in line else ("",):
+            assert sum(line[f"{of}rate_{layer}"] for layer in (1, 2, 3)) == pytest.approx(line[f"{of}rate"], rel=1e-5)
+    assert "valid_rate_3" in line
+    assert "rate_4" not in line
     assert judged["log_px"] > judged["elbo"]
     succeed(call("sample", trained, "--n", 4, "--out", tmp_path / "samples.png"))
     succeed(call("reconstruct", trained, "--n", 4, "--out", tmp_path / "reconstructions.png"))

@@ -7,6 +7,7 @@ the rest is drawn with matplotlib's object interface, so no global state is touc
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -163,7 +164,7 @@ def draw_samples(vae: VAE, path: Path) -> Path:
 
 
 def draw_curves(metrics: list[dict[str, Any]], path: Path) -> Path:
-    """Draws loss, distortion and rate against updates, in training and on validation."""
+    """Draws loss, distortion and rate against updates, in training and on validation; of a ladder each layer's rate."""
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(10, 3.4), layout="constrained")
         panels = figure.subplots(1, 3)
@@ -179,6 +180,11 @@ def draw_curves(metrics: list[dict[str, Any]], path: Path) -> Path:
             axes.set_xlabel("updates")
         panels[0].set_ylabel("nats per example")
         panels[0].legend()
+        if layers := [key for key in metrics[-1] if re.fullmatch(r"rate_\d+", key)]:
+            colours = mpl.colormaps["viridis"].resampled(len(layers) + 1)
+            for place, key in enumerate(layers):
+                _curve(panels[2], metrics, key, f"layer {place + 1}", mpl.colors.to_hex(colours(place)))
+            panels[2].legend()
         figure.savefig(path, dpi=130)
     return path
 
