@@ -54,7 +54,7 @@ def sample(
         How many.
     label
         Of a conditional model, the class to generate; by default as many of each as
-        can be, a row of the grid for each class.
+        can be, a row of the grid with its name for each class.
     where
         Of a model of tables, a cell that is given: COLUMN=VALUE. Draws of z are weighed
         by its probability, so what is very rare needs many.
@@ -82,8 +82,10 @@ def sample(
     labels = tasks.labels_to_sample(vae, n, label)
     x = tasks.sample(vae, n, label=labels, seed=seed, draw=_is_text(vae) if draw is None else draw)
     if _kind(out) == ".png" and labels is not None and label is None:
-        rows, columns = figures.in_rows([x[labels == k] for k in vae.classes[:n]])
-        figures.save_grid(rows, out, columns)
+        classes = vae.classes[:n]
+        rows, columns = figures.in_rows([x[labels == k] for k in classes])
+        names = [str(k) if reading is None else reading.class_name(k) for k in classes]
+        figures.save_grid(rows, out, columns, names)
     else:
         _write_examples(out, {"x": x} if labels is None else {"x": x, "label": labels}, reading)
     _report(out, n, "samples", json, reading, x)

@@ -127,6 +127,10 @@ class Pictures(Reading):
     def has_splits(self, path: Path) -> bool:
         return _Folder(path).has_splits
 
+    def class_name(self, label: int) -> str:
+        """Returns the name of the folder with the pictures of that label."""
+        return (self.classes or ())[label] if label < len(self.classes or ()) else str(label)
+
     def _whole(self, files: _Folder) -> Source:
         rows, name = rows_of(self._packed(files)), str(files.path)
         labels = self._labels(files, files.path)

@@ -88,6 +88,10 @@ class Reading(ABC):
         """Returns examples, `[N, *event]`, as people read them, a line each; nothing where there is no such thing."""
         return []
 
+    def class_name(self, label: int) -> str:
+        """Returns what a label is called."""
+        return str(label)
+
     def whole(self, path: Path) -> Source:
         """Reads all examples of a file in the order in which they stand there.
 
