@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -534,7 +535,17 @@ def test_a_grid_has_a_row_for_each_class(odd: tuple[Path, Path], tmp_path: Path)
     for n, label, rows, columns in ((8, (), 3, 3), (2, (), 2, 1), (4, ("--label", 7), 2, 2)):
         succeed(call("sample", run, "--n", n, *label, "--out", tmp_path / "x.png"))
         with Image.open(tmp_path / "x.png") as image:
-            assert image.size == (10 * (columns * 10 + 2), 10 * (rows * 10 + 2))
+            pixels = np.asarray(image)
+        margin = pixels.shape[1] - 10 * (columns * 10 + 2)
+        assert pixels.shape[0] == 10 * (rows * 10 + 2)
+        if label:
+            assert margin == 0
+            continue
+        # Beside each row stands the name of its class, and between two names nothing.
+        assert 10 < margin < 40
+        written = [bool((row < 255).any()) for row in pixels[:, :margin]]
+        assert sum(not above and here for above, here in pairwise([False, *written])) == rows
+        assert all(written[round((row + 0.5) * pixels.shape[0] / rows)] for row in range(rows))
     for name in ("samples", "reconstructions", "interpolation", "latent", "curves"):
         assert (run / "figures" / f"{name}.png").is_file()
 

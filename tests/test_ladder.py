@@ -558,9 +558,14 @@ def test_an_update_goes_down_once_and_a_weight_asks_p_once_more(objective, downw
 def test_gradients_reach_every_parameter_and_terms_are_what_they_are_called(objective):
     vae, x = small()
     objective.check(vae)
+    torch.manual_seed(3)
     terms = objective(vae, x, step=5)
     assert terms.loss.shape == terms.kl.shape == (5,)
     torch.testing.assert_close(terms.elbo, -terms.distortion - terms.kl)
+    draws = getattr(objective, "num_samples", 1) * (objective.groups if isinstance(objective, PIWAE) else 1)
+    torch.manual_seed(3)
+    torch.testing.assert_close(terms.rate_per_layer, vae.trace(x, draws).rate_per_layer.detach(), atol=0, rtol=0)
+    assert terms.rate_per_layer.shape == (5, 3)
     terms.loss.mean().backward()
     assert not [name for name, p in vae.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()]
     assert not [name for name, p in vae.named_parameters() if (p.grad == 0).all()]
@@ -736,6 +741,50 @@ def test_tasks_work_on_a_ladder():
     assert torch.equal(tasks.sample(vae, 3, seed=1), tasks.sample(vae, 3, seed=1))
 
 
+@pytest.mark.parametrize("latent_dims", [(1, 1), (3, 2), (2, 2, 1)])
+def test_a_reconstruction_is_decoded_from_the_posterior_of_every_layer(latent_dims):
+    ladder = linear_ladder(4, latent_dims, examples=50)
+    vae, q = ladder.vae, ladder.q()
+    weight, bias = ladder._decoder()
+    made = tasks.reconstruct(vae, ladder.x)
+    torch.testing.assert_close(made, q.loc @ weight.T + bias)
+    # The same top, and below it what p expects.
+    lower = sum(latent_dims[:-1])
+    p, top = ladder.p(), q.loc[:, lower:]
+    cross, own = p.covariance_matrix[0, :lower, lower:], p.covariance_matrix[0, lower:, lower:]
+    expected = torch.cat([p.loc[:, :lower] + (top - p.loc[:, lower:]) @ torch.linalg.solve(own, cross.T), top], 1)
+    with torch.no_grad():
+        by_p, by_q = (-vae.decoder(z).log_prob(ladder.x).mean() for z in (expected, q.loc))
+    assert by_q < by_p - 0.5
+    drawn = torch.stack([tasks.reconstruct(vae, ladder.x, seed=seed, draw=True) for seed in range(400)])
+    assert ((drawn.mean(0) - made) / drawn.std(0) * 20).abs().max() < 5
+
+
+@pytest.mark.parametrize("latent_dims", SHAPES)
+def test_a_line_between_two_examples_of_a_linear_ladder_is_straight_in_all_layers(latent_dims):
+    ladder = linear_ladder(4, latent_dims)
+    weight, bias = ladder._decoder()
+    z = torch.lerp(ladder.q().loc[:1], ladder.q().loc[1:2], torch.linspace(0, 1, 5, dtype=torch.float64)[:, None])
+    made = tasks.interpolate(ladder.vae, ladder.x[0], ladder.x[1], 5)
+    torch.testing.assert_close(made, z @ weight.T + bias)
+
+
+def test_on_a_line_between_two_examples_every_layer_is_as_p_expects_it():
+    """Where nothing is linear: below a line in the top layer, each layer keeps its distance from p's mean."""
+    vae, x = nonlinear((2, 1))
+    with torch.no_grad():
+        ends, p = vae.encoder(x[:2]).mean, vae.prior()
+        torch.testing.assert_close(p.from_noise(p.to_noise(ends)), ends)
+        z = vae.prior.between(ends[:1], ends[1:], torch.linspace(0, 1, 5).double()[:, None])
+        torch.testing.assert_close(z[[0, 4]], ends)
+        torch.testing.assert_close(z[:, 2], torch.lerp(ends[0, 2], ends[1, 2], torch.linspace(0, 1, 5).double()))
+        _, below = vae.prior.layer(0, z[:, 2:])
+        standard = (z[:, :2] - below.mean) / below.stddev
+        torch.testing.assert_close(standard[2], (standard[0] + standard[4]) / 2)
+        assert (z[2] - ends.mean(0)).abs().max() > 0.01, "a straight line in z would be another"
+    torch.testing.assert_close(tasks.interpolate(vae, x[0], x[1], 5), vae.decoder(z).mean.detach())
+
+
 def source_of(ladder: LinearLadder) -> lb.ArraySource:
     source = lb.ArraySource(ladder.x, support=lb.Support.REAL)
     source.decode = lambda raw: raw
@@ -809,6 +858,11 @@ def test_the_commands_work_on_a_ladder(trained, tmp_path):
     assert len(judged["rate_per_layer"]) == 3
     assert "the lowest first" in succeed(call("evaluate", trained, "--limit", 20, "--samples", 5)).words
     assert judged["rate"] > 0
+    for line in map(json.loads, (trained / "metrics.jsonl").read_text().splitlines()):
+        for of in ("", "valid_") if "valid_rate" in line else ("",):
+            assert sum(line[f"{of}rate_{layer}"] for layer in (1, 2, 3)) == pytest.approx(line[f"{of}rate"], rel=1e-5)
+    assert "valid_rate_3" in line
+    assert "rate_4" not in line
     assert judged["log_px"] > judged["elbo"]
     succeed(call("sample", trained, "--n", 4, "--out", tmp_path / "samples.png"))
     succeed(call("reconstruct", trained, "--n", 4, "--out", tmp_path / "reconstructions.png"))

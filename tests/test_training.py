@@ -211,7 +211,7 @@ def test_running_means_weigh_every_example_alike():
 
 def test_running_means_go_on_from_what_was_saved_as_if_nothing_had_been():
     torch.manual_seed(0)
-    batches = [lb.Terms(*(100 * torch.randn(7) for _ in range(4))) for _ in range(20)]
+    batches = [lb.Terms(*(100 * torch.randn(7) for _ in range(4)), torch.randn(7, 3)) for _ in range(20)]
     whole, part, again = Means(), Means(), Means()
     for batch in batches:
         whole.add(batch)
@@ -222,6 +222,8 @@ def test_running_means_go_on_from_what_was_saved_as_if_nothing_had_been():
         again.add(batch)
     assert again.read() == (means := whole.read())
     assert means["rate"] == pytest.approx(torch.cat([b.kl for b in batches]).mean().item(), rel=1e-5)
+    layers = torch.cat([b.rate_per_layer for b in batches]).mean(0)
+    assert [means[f"rate_{layer}"] for layer in (1, 2, 3)] == pytest.approx(layers.tolist(), rel=1e-5)
 
 
 @pytest.mark.parametrize("likelihood", ["continuous-bernoulli", "normal", "bernoulli"])

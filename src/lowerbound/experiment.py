@@ -42,6 +42,8 @@ from lowerbound.training import (
 
 # Log points an epoch: enough for a curve of a short training, few enough for a long one.
 _LOGS_AN_EPOCH = 10
+# What is shown of a setting that is not the one of before.
+_LONGEST = 200
 
 
 @dataclass(frozen=True)
@@ -235,11 +237,11 @@ class Experiment:
     def _check_same(self, record: dict[str, Any]) -> None:
         mine = describe_run(self.run, self.state.device, self.provenance)
         for part in ("data", "model", "objective", "training"):
-            if differing := _differences(record.get(part), mine[part], part):
+            if differing := _differences(_completed(record.get(part)), mine[part], part):
                 name, before, now = differing[0]
                 raise UsageError(
-                    f"The run in {self.folder.path} cannot go on with other settings: {name} was {before!r} and is now "
-                    f"{now!r}. Give the same options as before, or another --out for a new run."
+                    f"The run in {self.folder.path} cannot go on with other settings: {name} was {before} and is now "
+                    f"{now}. Give the same options as before, or another --out for a new run."
                 )
 
 
@@ -316,8 +318,26 @@ def view_of(record: dict[str, Any]) -> View:
     return view
 
 
-def _differences(before: Any, now: Any, name: str) -> list[tuple[str, Any, Any]]:
+def _completed(described: Any) -> Any:
+    """Returns what a run was described by, with the defaults of arguments that its parts did not have then."""
+    if not isinstance(described, dict):
+        return described
+    if "class" not in described:
+        return {name: _completed(value) for name, value in described.items()}
+    with torch.device("meta"):
+        return spec.describe(spec.build(described))
+
+
+def _differences(before: Any, now: Any, name: str) -> list[tuple[str, str, str]]:
     if isinstance(before, dict) and isinstance(now, dict):
         keys = dict.fromkeys([*before, *now])
         return [d for k in keys for d in _differences(before.get(k), now.get(k), f"{name}.{k}")]
-    return [] if before == now else [(name, before, now)]
+    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        pairs = enumerate(zip(before, now, strict=True))
+        return [d for place, pair in pairs for d in _differences(*pair, f"{name}.{place}")]
+    return [] if before == now else [(name, _short(before), _short(now))]
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."

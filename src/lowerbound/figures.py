@@ -7,7 +7,8 @@ the rest is drawn with matplotlib's object interface, so no global state is touc
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import matplotlib as mpl
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from lowerbound.checkpoint import write_file
@@ -27,6 +28,7 @@ from lowerbound.tasks import encode, interpolate, reconstruct, sample
 
 _BACKGROUND = 1.0
 _SHOWN_POINTS = 5000
+_NAME_SIZE, _NAME_MARGIN, _LONGEST_NAME = 15, 8, 24
 _INK, _ACCENT = "#1f4e79", "#c8553d"
 _STYLE: Any = {
     "font.size": 10,
@@ -65,7 +67,8 @@ def draw_run(folder: Path, vae: VAE, data: Data, metrics: list[dict[str, Any]]) 
         written = [draw_curves(metrics, folder / "curves.png")]
         written.append(draw_latent_map(vae, seen, folder / "latent.png"))
         if is_picture(data.event_shape):
-            written.append(draw_samples(vae, folder / "samples.png"))
+            name_of = str if data.view.reading is None else data.view.reading.class_name
+            written.append(draw_samples(vae, folder / "samples.png", name_of))
             shown = seen.examples(_one_of_each(seen, 10))
             written.append(draw_reconstructions(vae.given(shown.label), shown.x, folder / "reconstructions.png"))
             ends = seen.examples(_two_of_each(seen, 5)) if vae.classes else shown
@@ -97,13 +100,14 @@ def grid(x: Tensor, columns: int, gap: int = 2) -> Tensor:
     return torch.nn.functional.pad(tiled, (0, gap, 0, gap), value=_BACKGROUND)
 
 
-def save_grid(x: Tensor, path: Path, columns: int | None = None) -> Path:
+def save_grid(x: Tensor, path: Path, columns: int | None = None, names: Sequence[str] = ()) -> Path:
     """Writes pictures as one PNG grid, enlarged so that a picture is about 80 pixels wide.
 
     Args:
         x: `[N, C, H, W]` with 1 or 3 channels.
         path: The file.
         columns: Pictures a row; as square a grid as can be by default.
+        names: What is written before each row; nothing by default.
 
     Raises:
         UsageError: The examples are no pictures.
@@ -117,10 +121,26 @@ def save_grid(x: Tensor, path: Path, columns: int | None = None) -> Path:
     levels = (picture * 255).round().to(torch.uint8)
     image = Image.fromarray(levels[0].numpy() if len(levels) == 1 else levels.permute(1, 2, 0).numpy())
     scale = max(1, round(80 / x.shape[-1]))
+    image = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
     content = io.BytesIO()
-    image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST).save(content, "PNG")
+    (_with_names(image, names) if names else image).save(content, "PNG")
     write_file(path, content.getvalue())
     return path
+
+
+def _with_names(image: Image.Image, names: Sequence[str]) -> Image.Image:
+    """Returns a picture whose rows have names, on its background, to their left."""
+    # The font of the other figures, which has more letters than Pillow's own.
+    font = ImageFont.truetype(Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", _NAME_SIZE)
+    shown = [name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…" for name in names]
+    margin = _NAME_MARGIN + round(max(font.getlength(name) for name in shown))
+    wide = Image.new(image.mode, (margin + image.width, image.height), "white")
+    wide.paste(image, (margin, 0))
+    draw = ImageDraw.Draw(wide)
+    for row, name in enumerate(shown):
+        # "rm": the point is at the right end of the text, half-way up.
+        draw.text((margin, (row + 0.5) * image.height / len(names)), name, fill="black", font=font, anchor="rm")
+    return wide
 
 
 def in_rows(rows: Sequence[Tensor]) -> tuple[Tensor, int]:
@@ -154,16 +174,17 @@ def draw_interpolations(vae: VAE, ends: Batch, path: Path, steps: int = 11) -> P
     return save_grid(torch.cat(strips), path, columns=steps)
 
 
-def draw_samples(vae: VAE, path: Path) -> Path:
-    """Draws 64 samples; a conditional model's in rows, of up to 20 classes."""
+def draw_samples(vae: VAE, path: Path, name_of: Callable[[int], str] = str) -> Path:
+    """Draws 64 samples; a conditional model's in rows, of up to 20 classes, each with its name."""
     if not vae.classes:
         return save_grid(sample(vae, 64), path)
-    label = torch.tensor(vae.classes[:20]).repeat_interleave(8)
-    return save_grid(sample(vae, len(label), label=label), path, columns=8)
+    classes = vae.classes[:20]
+    label = torch.tensor(classes).repeat_interleave(8)
+    return save_grid(sample(vae, len(label), label=label), path, columns=8, names=[name_of(c) for c in classes])
 
 
 def draw_curves(metrics: list[dict[str, Any]], path: Path) -> Path:
-    """Draws loss, distortion and rate against updates, in training and on validation."""
+    """Draws loss, distortion and rate against updates, in training and on validation; of a ladder each layer's rate."""
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(10, 3.4), layout="constrained")
         panels = figure.subplots(1, 3)
@@ -179,6 +200,11 @@ def draw_curves(metrics: list[dict[str, Any]], path: Path) -> Path:
             axes.set_xlabel("updates")
         panels[0].set_ylabel("nats per example")
         panels[0].legend()
+        if layers := [key for key in metrics[-1] if re.fullmatch(r"rate_\d+", key)]:
+            colours = mpl.colormaps["viridis"].resampled(len(layers) + 1)
+            for place, key in enumerate(layers):
+                _curve(panels[2], metrics, key, f"layer {place + 1}", mpl.colors.to_hex(colours(place)))
+            panels[2].legend(handles=panels[2].get_lines()[-len(layers) :])
         figure.savefig(path, dpi=130)
     return path
 
@@ -210,7 +236,7 @@ def draw_latent_map(vae: VAE, source: Source, path: Path) -> Path:
             )
             bar = figure.colorbar(dots, ax=axes, ticks=range(classes) if classes <= 20 else None, label="label")
             bar.solids.set_alpha(1)  # type: ignore[union-attr]
-        axes.set_aspect("equal")
+        axes.set_aspect("equal", adjustable="datalim")
         flat = encoded["loc"].flatten(1).shape[1] <= 2
         axes.set_xlabel("z₁" if flat else "first principal component of E[z|x]")
         axes.set_ylabel("z₂" if flat else "second")

@@ -56,6 +56,35 @@ class Optimiser(ABC):
         """
 
 
+class _Stepped(torch.optim.Optimizer, ABC):
+    """What the optimisers here have in common.
+
+    Attributes:
+        found_inf: Set from outside, on an accelerator, where nobody may wait to learn that a gradient is not finite:
+            above 0 where no update is to be made.
+    """
+
+    found_inf: Tensor | None = None
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Makes one update of the parameters that have a gradient."""
+        loss = None if closure is None else torch.enable_grad()(closure)()
+        for group in self.param_groups:
+            self._update([p for p in group["params"] if p.grad is not None], group)
+        return loss
+
+    @abstractmethod
+    def _update(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        """Updates parameters of a group, which have gradients."""
+
+
 @dataclass(frozen=True)
 class Adam(Optimiser):
     """Adam (Kingma and Ba, 2015), with decoupled weight decay (Loshchilov and Hutter, 2019), in one fused pass."""
@@ -75,7 +104,7 @@ class Adam(Optimiser):
         return torch.optim.AdamW(listed, lr=lr, betas=betas, weight_decay=weight_decay)
 
 
-class _Fused(torch.optim.Optimizer):
+class _Fused(_Stepped):
     """What `torch.optim.AdamW(fused=True)` computes, bit for bit, and keeps, by the same names.
 
     That sorts and groups its tensors anew at each step, which takes half as long as the update of a million weights.
@@ -88,43 +117,29 @@ class _Fused(torch.optim.Optimizer):
         defaults = {"lr": lr, "betas": betas, "weight_decay": weight_decay, "eps": 1e-8}
         # "fused" tells torch, when a state is loaded, that the counts of steps belong on the device too.
         super().__init__(parameters, defaults | {"fused": True})
-        # Set from outside, on an accelerator, where nobody may wait to learn that a gradient is not finite.
-        self.found_inf: Tensor | None = None
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Makes one update of the parameters that have a gradient."""
-        loss = None if closure is None else torch.enable_grad()(closure)()
-        for group in self.param_groups:
-            used = [p for p in group["params"] if p.grad is not None]
-            states = [self.state[p] or self._begin(p) for p in used]
-            steps = [state["step"] for state in states]
-            torch._foreach_add_(steps, 1)
-            torch._fused_adamw_(
-                used,
-                [p.grad for p in used],
-                [state["exp_avg"] for state in states],
-                [state["exp_avg_sq"] for state in states],
-                [],
-                steps,
-                lr=group["lr"],
-                beta1=group["betas"][0],
-                beta2=group["betas"][1],
-                weight_decay=group["weight_decay"],
-                eps=group["eps"],
-                amsgrad=False,
-                maximize=False,
-                found_inf=self.found_inf,
-            )
-            if self.found_inf is not None:
-                torch._foreach_sub_(steps, [self.found_inf] * len(steps))
-        return loss
+    def _update(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        states = [self.state[p] or self._begin(p) for p in parameters]
+        steps = [state["step"] for state in states]
+        torch._foreach_add_(steps, 1)
+        torch._fused_adamw_(
+            parameters,
+            [p.grad for p in parameters if p.grad is not None],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            steps,
+            lr=group["lr"],
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            amsgrad=False,
+            maximize=False,
+            found_inf=self.found_inf,
+        )
+        if self.found_inf is not None:
+            torch._foreach_sub_(steps, [self.found_inf] * len(steps))
 
     def _begin(self, parameter: Tensor) -> dict[str, Tensor]:
         state: dict[str, Tensor] = self.state[parameter]
@@ -173,7 +188,7 @@ class SOAP(Optimiser):
         return _Rotated(parameters, lr, betas, weight_decay, self, arithmetic)
 
 
-class _Rotated(torch.optim.Optimizer):
+class _Rotated(_Stepped):
     """The state of `SOAP`, a few tensors for each parameter.
 
     `step`, `mean` and `square` as in Adam; `covariance_i` and `basis_i` for each side i that is rotated.
@@ -190,26 +205,13 @@ class _Rotated(torch.optim.Optimizer):
     ) -> None:
         super().__init__(parameters, {"lr": lr, "betas": betas, "weight_decay": weight_decay, "eps": 1e-8})
         self.choice, self.arithmetic = choice, arithmetic
-        # Set from outside, on an accelerator, where nobody may wait to learn that a gradient is not finite.
-        self.found_inf: Tensor | None = None
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
+    def _update(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        for parameter in parameters:
+            assert parameter.grad is not None
+            self._update_one(parameter, parameter.grad, group)
 
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Makes one update of the parameters that have a gradient."""
-        loss = None if closure is None else torch.enable_grad()(closure)()
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, parameter.grad, group)
-        return loss
-
-    def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+    def _update_one(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         state = self.state[parameter]
         if not state:
             self._begin(state, gradient)

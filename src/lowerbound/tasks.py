@@ -115,7 +115,9 @@ def labels_to_sample(vae: VAE, n: int, label: int | Tensor | None = None) -> Ten
 
 
 def reconstruct(vae: VAE, x: Tensor, *, seed: int = 0, draw: bool = False) -> Tensor:
-    """Encodes examples to the mean of q(z|x) and decodes that; of a ladder, to the descent of its conditional means.
+    """Encodes examples to the mean of q(z|x) and decodes that.
+
+    Of a ladder every layer counts: each is at the mean of q(z_l|z_>l, x), given x and the means of the layers above.
 
     Args:
         vae: The model.
@@ -199,6 +201,9 @@ def interpolate(
     there is none. Where the ends share a class it is theirs, so that the ends come out as reconstructions; else `along`
     says which, and an end of another class comes out as one of that class in the same style.
 
+    The codes of a ladder are those of all its layers, and the line is straight in the noise of the prior's descent, so
+    that on the way each layer is as p expects it below the others (`lowerbound.model.LadderPrior.between`).
+
     Where codes are discrete, the line is between their vectors, and only its ends are codes that the decoder has seen.
 
     Args:
@@ -221,8 +226,8 @@ def interpolate(
     line = _line(vae, label, along)
     with inference(vae) as device:
         loc = vae.given(label).encoder(torch.stack([start, end]).to(device)).mean
-        weight = torch.linspace(0, 1, steps, device=device).reshape(-1, *[1] * (loc.ndim - 1))
-        return _picture(line, torch.lerp(loc[:1], loc[1:], weight), draw=False)
+        weight = torch.linspace(0, 1, steps, dtype=loc.dtype, device=device).reshape(-1, *[1] * (loc.ndim - 1))
+        return _picture(line, line.prior.between(loc[:1], loc[1:], weight), draw=False)
 
 
 def _line(vae: VAE, label: Tensor | None, along: int | None) -> VAE:

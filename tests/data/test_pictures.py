@@ -308,6 +308,7 @@ def test_sub_folders_are_classes(tmp_path):
     drawn(77).save(where / "cat" / "deeper" / "x.PNG")
     data = open_data(str(where), options={"size": 8})
     assert data.view.reading == Pictures(8, True, ("cat", "dog"))
+    assert [data.view.reading.class_name(label) for label in (0, 1, 2)] == ["cat", "dog", "2"]
     labels = torch.cat([data.split(name).labels for name in ("train", "valid", "test")])
     assert labels.dtype == torch.int64
     assert torch.bincount(labels).tolist() == [21, 20]

@@ -1,7 +1,9 @@
 """Tables in blocks and from the packed file: the same as in memory, to the last bit, and the same refusals."""
 
+import hashlib
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -11,10 +13,12 @@ import torch
 from command import assert_refused, call, succeed
 from test_table_files import BROKEN
 
+import lowerbound as lb
+from lowerbound.cli import show
 from lowerbound.data import ArraySource, Column, Kind, StoredSource, Table, open_data, stored
 from lowerbound.data.source import Subset
 from lowerbound.data.tables import files
-from lowerbound.data.tables.tally import MOST_LABELS, Moments, Wrong
+from lowerbound.data.tables.tally import MOST_LABELS, Moments, Tally, Wrong
 from lowerbound.errors import DataError, ResourceError
 
 RNG = np.random.default_rng(0)
@@ -233,6 +237,38 @@ def test_wrong_cells_are_counted_over_blocks():
     assert str(wrong).endswith("row 10: 'b' and 15 more")
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_finding_the_columns_and_packing_both_tell_how_far_they_are(suffix, tmp_path, in_blocks, monkeypatch):
+    path = saved(tmp_path / f"t{suffix}", cells())
+    asked = Table(ignore=("id",))
+
+    def told(reading):
+        shares = []
+        open_data(str(path), reading=reading, on_progress=lambda done, total: shares.append(done / total))
+        return shares
+
+    # 7 rows a block of 300; text comes in pieces of some rows, and rows are not equally long.
+    once = pytest.approx([min(7 * k, ROWS) / ROWS for k in range(1, 44)], abs=0.05 if suffix == ".csv" else 1e-4)
+    shares = told(asked)
+    assert shares == once
+    assert shares[-1] == 1
+    assert told(asked.fitted(path)) == []
+    monkeypatch.setattr(stored, "HELD_BYTES", -1)
+    both = told(asked)
+    assert both[:43] == both[43:] == once
+    shutil.rmtree(tmp_path / "cache")
+    assert told(asked.fitted(path)) == once
+
+
+def test_rows_that_training_repeats_are_packed_as_all_others(tmp_path, nothing_held):
+    path = saved(tmp_path / "t.csv", cells())
+    data = open_data(str(path), reading=Table(ignore=("id",))).balanced("label")
+    again = data.view.of(str(path))
+    assert any(column.repeats for column in again.view.reading.columns)
+    assert again.train.fingerprint == data.train.fingerprint
+    assert len(list((tmp_path / "cache" / "tables").iterdir())) == 1
+
+
 # the commands
 
 
@@ -266,17 +302,108 @@ def test_every_command_says_the_same_of_a_packed_table(tmp_path, in_blocks, monk
 
 def test_a_training_on_a_packed_table_resumes_exactly(tmp_path, nothing_held):
     path = saved(tmp_path / "t.csv", cells())
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    whole = tmp_path / "whole"
     succeed(train(path, whole, "--save-every", 0))
+    parts = stopped_early(whole, tmp_path / "parts")
+    succeed(train(path, parts, "--save-every", 0, "--resume"))
+    assert_same_end(whole, parts)
+
+
+def stopped_early(whole: Path, parts: Path) -> Path:
+    """A copy of a run that has only its first checkpoint."""
     shutil.copytree(whole, parts)
-    first = min((parts / "checkpoints").iterdir(), key=lambda p: int("".join(filter(str.isdigit, p.name))))
-    for other in (parts / "checkpoints").iterdir():
-        if other != first:
-            shutil.rmtree(other)
+    for other in sorted((parts / "checkpoints").iterdir())[1:]:
+        shutil.rmtree(other)
     (parts / "manifest.json").unlink()
     (parts / "model.safetensors").unlink()
-    succeed(train(path, parts, "--save-every", 0, "--resume"))
-    assert (parts / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    return parts
+
+
+def without(tree, *names):
+    """The same JSON without some keys, wherever they are."""
+    if isinstance(tree, list):
+        return [without(one, *names) for one in tree]
+    return {k: without(v, *names) for k, v in tree.items() if k not in names} if isinstance(tree, dict) else tree
+
+
+def sign(folder: Path) -> None:
+    """Makes a manifest true again."""
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["sha256"] = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in manifest["sha256"]}
+    path.write_text(json.dumps(manifest))
+
+
+def written_before(run: Path, *names: str) -> Path:
+    """Takes some keys out of a run's description, as if it had been written before there were such."""
+    path = run / "run.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps(without(record, *names)))
+    assert len(path.read_text()) < len(json.dumps(record))
+    for checkpoint in (run / "checkpoints").iterdir():
+        state = json.loads((checkpoint / "state.json").read_text())
+        state["run_sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+        (checkpoint / "state.json").write_text(json.dumps(state))
+        sign(checkpoint)
+    if (run / "manifest.json").exists():
+        sign(run)
+    return run
+
+
+def assert_same_end(whole: Path, other: Path) -> None:
+    assert (other / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+def test_a_resumed_training_does_not_look_for_the_columns_again(tmp_path, in_blocks, monkeypatch):
+    monkeypatch.setattr(show, "_QUIET_SECONDS", 0)
+    path, whole = saved(tmp_path / "t.csv", cells()), tmp_path / "whole"
+    found = succeed(train(path, whole, "--save-every", 0)).err
+    assert "%  reading" in found
+    looked = []
+    monkeypatch.setattr(Tally, "add", lambda *_: looked.append(1))
+    parts = stopped_early(whole, tmp_path / "parts")
+    resumed = succeed(train(path, parts, "--save-every", 0, "--resume"))
+    assert "%  reading" not in resumed.err
+    assert not looked
+    assert_same_end(whole, parts)
+    # Where something else is asked for, it must.
+    before = (parts / "run.json").read_bytes()
+    monkeypatch.undo()
+    for asked in (["--columns", "count=real"], ["--ignore", "day"], ["--balance", "label"]):
+        assert_refused(train(path, parts, "--resume", *asked), 2, "other settings")
+    assert (parts / "run.json").read_bytes() == before
+
+
+def test_a_training_does_not_go_on_with_another_table(tmp_path):
+    arrays = cells()
+    path, run = saved(tmp_path / "t.csv", arrays), tmp_path / "run"
+    succeed(train(path, run))
+    saved(path, {name: array[: ROWS - 1] for name, array in arrays.items()})
+    assert_refused(train(path, run, "--resume"), 2, "data.sizes.test was 30 and is now 29")
+    saved(path, arrays | {"real": pa.array(RNG.normal(5, 3, ROWS))})
+    assert_refused(train(path, run, "--resume"), 2, "data.fingerprint.train was ")
+    saved(path, {name: array for name, array in arrays.items() if name != "real"})
+    assert_refused(train(path, run, "--resume"), 3, "the columns of the training table, but real is not there")
+    saved(path, arrays)
+    succeed(train(path, run, "--resume"))
+
+
+def test_a_run_of_a_table_from_before_its_columns_had_repeats_is_judged_and_goes_on(tmp_path):
+    path, whole = saved(tmp_path / "t.csv", cells()), tmp_path / "whole"
+    succeed(train(path, whole, "--save-every", 0))
+    judge = ("--samples", 5, "--gap", 0, "--json")
+    judged = succeed(call("evaluate", whole, *judge)).json
+    for name, run in (
+        ("finished", shutil.copytree(whole, tmp_path / "finished")),
+        ("stopped", stopped_early(whole, tmp_path / "stopped")),
+    ):
+        written_before(run, "repeats", "reading_options")
+        assert lb.load(run).likelihood.columns[0].repeats == ()
+        if name == "finished":
+            assert succeed(call("evaluate", run, *judge)).json == judged
+        succeed(train(path, run, "--save-every", 0, "--resume"))
+        assert_same_end(whole, run)
+        assert '"repeats"' not in (run / "run.json").read_text()
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])

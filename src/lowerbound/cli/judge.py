@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
-from cyclopts import Parameter
-
-from lowerbound.cli.show import print_comparison, print_evaluation, print_json, stderr
+from lowerbound.cli.options import Data, DataDir, Device, Json, Run, Samples, Seed, Split
+from lowerbound.cli.show import job, print_comparison, print_evaluation, print_json
 from lowerbound.errors import UsageError
 
 # As `lowerbound.evaluation` has it; that would import torch for `--help`.
@@ -15,18 +13,18 @@ SPLIT_EXAMPLES = 32
 
 
 def evaluate(
-    run: Path,
+    run: Run,
     /,
     *,
-    data: str | None = None,
-    split: str | None = None,
-    samples: int = 100,
+    data: Data = None,
+    split: Split = None,
+    samples: Samples = 100,
     limit: int | None = None,
     gap: int = SPLIT_EXAMPLES,
-    seed: int = 0,
-    data_dir: Path | None = None,
-    device: str = "auto",
-    json: Annotated[bool, Parameter(name="--json")] = False,
+    seed: Seed = 0,
+    data_dir: DataDir = None,
+    device: Device = "auto",
+    json: Json = False,
 ) -> None:
     """Measure a run: ELBO, rate, distortion and log p(x), each with its standard error.
 
@@ -34,32 +32,13 @@ def evaluate(
 
     Parameters
     ----------
-    run
-        The run folder.
-    data
-        Another source than the one it was trained on; binarised in the same way.
-    split
-        test, valid, train, or all in the source's own order; by default test, and all
-        of another file that has no splits of its own.
-    samples
-        K, importance samples an example for log p(x).
     limit
         Measure only so many examples, picked by a fixed seed.
     gap
         Split the posterior gap into what the family of q and what the encoder falls
         short of, on so many of these; 0 to leave it out. An example takes as long as
         some thousand samples.
-    seed
-        Seeds the draws.
-    data_dir
-        A folder in which named data sets are looked for first.
-    device
-        auto, cpu, cuda or mps.
-    json
-        Print one JSON document.
     """
-    from rich.progress import Progress
-
     from lowerbound.cli.saved import open_saved
     from lowerbound.evaluation import evaluate as measure
     from lowerbound.training import resolve_device
@@ -67,8 +46,7 @@ def evaluate(
     saved = open_saved(run, data, data_dir)
     source = saved.split(split)
     vae = saved.vae.to(resolve_device(device))
-    with Progress(console=stderr, transient=True, disable=not stderr.is_terminal) as bar:
-        task = bar.add_task("evaluating", total=None)
+    with job("evaluating") as report:
         result = measure(
             vae,
             source,
@@ -78,7 +56,7 @@ def evaluate(
             seed=seed,
             objective=saved.objective,
             notes=saved.notes,
-            on_progress=lambda done, total: bar.update(task, completed=done, total=total),
+            on_progress=report,
         )
     if json:
         print_json(result.to_json())
@@ -89,13 +67,13 @@ def evaluate(
 def compare(
     *runs: Path,
     split: str = "test",
-    samples: int = 100,
+    samples: Samples = 100,
     limit: int | None = None,
     gap: int = SPLIT_EXAMPLES,
-    seed: int = 0,
-    data_dir: Path | None = None,
-    device: str = "auto",
-    json: Annotated[bool, Parameter(name="--json")] = False,
+    seed: Seed = 0,
+    data_dir: DataDir = None,
+    device: Device = "auto",
+    json: Json = False,
 ) -> None:
     """Measure several runs on the same examples, with paired differences and their errors.
 
@@ -110,24 +88,12 @@ def compare(
         The run folders, two or more.
     split
         test, valid or train.
-    samples
-        K, importance samples an example for log p(x).
     limit
         Measure only so many examples, the same for all, picked by a fixed seed.
     gap
         Split the posterior gap on so many of these, the same for all; 0 to leave it
         out.
-    seed
-        Seeds the draws.
-    data_dir
-        A folder in which named data sets are looked for first.
-    device
-        auto, cpu, cuda or mps.
-    json
-        Print one JSON document.
     """
-    from rich.progress import Progress
-
     from lowerbound.cli.saved import open_saved
     from lowerbound.evaluation import compare as measure
     from lowerbound.training import resolve_device
@@ -143,8 +109,7 @@ def compare(
                 f"{first} and {name} do not see the same {split} examples: they were trained on other data, or on "
                 "other binarisations of it. Runs can be compared when both are the same."
             )
-    with Progress(console=stderr, transient=True, disable=not stderr.is_terminal) as bar:
-        task = bar.add_task("comparing", total=None)
+    with job("comparing") as report:
         result = measure(
             {name: one.vae.to(resolve_device(device)) for name, one in saved.items()},
             saved[first].data.split(split),
@@ -154,7 +119,7 @@ def compare(
             seed=seed,
             objectives={name: one.objective for name, one in saved.items()},
             notes={name: one.notes for name, one in saved.items()},
-            on_progress=lambda done, total: bar.update(task, completed=done, total=total),
+            on_progress=report,
         )
     if json:
         print_json(result.to_json())

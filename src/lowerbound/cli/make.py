@@ -12,6 +12,7 @@ from rich.markup import escape
 
 from lowerbound.cli import tables
 from lowerbound.cli.blocks import write_blocks
+from lowerbound.cli.options import Data, DataDir, Device, Json, Run, Seed, Split
 from lowerbound.cli.show import job, print_json, print_note, stdout
 from lowerbound.errors import UsageError
 
@@ -27,17 +28,17 @@ _SHOWN = 10
 
 
 def sample(
-    run: Path,
+    run: Run,
     /,
     *,
     out: Path,
     n: int = 64,
     label: int | None = None,
     where: tuple[str, ...] = (),
-    seed: int = 0,
+    seed: Seed = 0,
     draw: Annotated[bool | None, Parameter(negative="--no-draw")] = None,
-    device: str = "auto",
-    json: bool = False,
+    device: Device = "auto",
+    json: Json = False,
 ) -> None:
     """Generate examples: z from the prior, x from the decoder.
 
@@ -45,8 +46,6 @@ def sample(
 
     Parameters
     ----------
-    run
-        The run folder.
     out
         A .png grid, or .npz with the array x (and label, of a conditional model); of text,
         a .txt with a line each; of a model of tables, .csv, .tsv or .parquet.
@@ -54,19 +53,13 @@ def sample(
         How many.
     label
         Of a conditional model, the class to generate; by default as many of each as
-        can be, a row of the grid for each class.
+        can be, a row of the grid with its name for each class.
     where
         Of a model of tables, a cell that is given: COLUMN=VALUE. Draws of z are weighed
         by its probability, so what is very rare needs many.
-    seed
-        Seeds the draws.
     draw
         Draw x from p(x|z) instead of showing its mean; text is drawn unless told
         otherwise (--no-draw), rows of a table always are.
-    device
-        auto, cpu, cuda or mps.
-    json
-        Print one JSON document.
     """
     if _kind(out) in tables.SUFFIXES:
         for note in tables.sample_rows(run, out, n, where, seed, device, labelled=label is not None):
@@ -82,26 +75,28 @@ def sample(
     labels = tasks.labels_to_sample(vae, n, label)
     x = tasks.sample(vae, n, label=labels, seed=seed, draw=_is_text(vae) if draw is None else draw)
     if _kind(out) == ".png" and labels is not None and label is None:
-        rows, columns = figures.in_rows([x[labels == k] for k in vae.classes[:n]])
-        figures.save_grid(rows, out, columns)
+        classes = vae.classes[:n]
+        rows, columns = figures.in_rows([x[labels == k] for k in classes])
+        names = [str(k) if reading is None else reading.class_name(k) for k in classes]
+        figures.save_grid(rows, out, columns, names)
     else:
         _write_examples(out, {"x": x} if labels is None else {"x": x, "label": labels}, reading)
     _report(out, n, "samples", json, reading, x)
 
 
 def reconstruct(
-    run: Path,
+    run: Run,
     /,
     *,
     out: Path,
-    data: str | None = None,
-    split: str | None = None,
+    data: Data = None,
+    split: Split = None,
     n: int = 10,
     draw: bool = False,
-    seed: int = 0,
-    data_dir: Path | None = None,
-    device: str = "auto",
-    json: bool = False,
+    seed: Seed = 0,
+    data_dir: DataDir = None,
+    device: Device = "auto",
+    json: Json = False,
 ) -> None:
     """Encode examples and decode them again.
 
@@ -109,28 +104,13 @@ def reconstruct(
 
     Parameters
     ----------
-    run
-        The run folder.
     out
         A .png with the originals above their reconstructions, or .npz with the arrays x
         and reconstruction; of text, a .txt with the two of each in turn.
-    data
-        Another source than the run's own.
-    split
-        test, valid, train, or all in the source's own order; by default test, and all
-        of another file that has no splits of its own.
     n
         How many, from the first on.
     draw
         Draw z from q(z|x) and x from p(x|z) instead of taking their means.
-    seed
-        Seeds the draws.
-    data_dir
-        A folder in which named data sets are looked for first.
-    device
-        auto, cpu, cuda or mps.
-    json
-        Print one JSON document.
     """
     _check_suffix(out, _PICTURES)
     import torch
@@ -157,17 +137,17 @@ def reconstruct(
 
 
 def encode(
-    run: Path,
+    run: Run,
     /,
     *,
     out: Path,
-    data: str | None = None,
-    split: str | None = None,
+    data: Data = None,
+    split: Split = None,
     draw: bool = False,
-    seed: int = 0,
-    data_dir: Path | None = None,
-    device: str = "auto",
-    json: bool = False,
+    seed: Seed = 0,
+    data_dir: DataDir = None,
+    device: Device = "auto",
+    json: Json = False,
 ) -> None:
     """Write the mean and standard deviation of q(z|x) for every example.
 
@@ -177,25 +157,10 @@ def encode(
 
     Parameters
     ----------
-    run
-        The run folder.
     out
         A .npz with the arrays loc and scale (z, label), or .csv with a row an example.
-    data
-        Another source than the run's own.
-    split
-        test, valid, train, or all in the source's own order; by default test, and all
-        of another file that has no splits of its own.
     draw
         Add one draw z from q(z|x).
-    seed
-        Seeds the draws.
-    data_dir
-        A folder in which named data sets are looked for first.
-    device
-        auto, cpu, cuda or mps.
-    json
-        Print one JSON document.
     """
     _check_suffix(out, (".npz", ".csv"))
     from lowerbound import tasks
@@ -239,7 +204,7 @@ def _columns(blocks: Iterator[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]
 
 
 def interpolate(
-    run: Path,
+    run: Run,
     /,
     *,
     out: Path,
@@ -247,11 +212,11 @@ def interpolate(
     to: int = 1,
     steps: int = 11,
     label: int | None = None,
-    data: str | None = None,
-    split: str | None = None,
-    data_dir: Path | None = None,
-    device: str = "auto",
-    json: bool = False,
+    data: Data = None,
+    split: Split = None,
+    data_dir: DataDir = None,
+    device: Device = "auto",
+    json: Json = False,
 ) -> None:
     """Decode a straight line between the codes of two examples.
 
@@ -259,8 +224,6 @@ def interpolate(
 
     Parameters
     ----------
-    run
-        The run folder.
     out
         A .png strip, or .npz with the array x; of text, a .txt with a line each.
     from_
@@ -272,17 +235,6 @@ def interpolate(
     label
         Of a conditional model, the class that the whole line is decoded as; by default
         that of the first example.
-    data
-        Another source than the run's own.
-    split
-        test, valid, train, or all in the source's own order; by default test, and all
-        of another file that has no splits of its own.
-    data_dir
-        A folder in which named data sets are looked for first.
-    device
-        auto, cpu, cuda or mps.
-    json
-        Print one JSON document.
     """
     _check_suffix(out, _PICTURES)
     import torch

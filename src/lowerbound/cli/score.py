@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 
 from lowerbound.cli.blocks import SUFFIXES, write_blocks
+from lowerbound.cli.options import Data, DataDir, Device, Json, Run, Samples, Seed, Split
 from lowerbound.cli.show import job, print_json, print_note, stdout
 from lowerbound.errors import UsageError
 
@@ -24,20 +25,20 @@ _SHARE = 0.95
 
 
 def score(
-    run: Path,
+    run: Run,
     /,
     *,
     out: Path,
-    data: str | None = None,
-    split: str | None = None,
-    samples: int = 100,
+    data: Data = None,
+    split: Split = None,
+    samples: Samples = 100,
     limit: int | None = None,
     regret: int = 0,
     reference: str | None = None,
-    seed: int = 0,
-    data_dir: Path | None = None,
-    device: str = "auto",
-    json: bool = False,
+    seed: Seed = 0,
+    data_dir: DataDir = None,
+    device: Device = "auto",
+    json: Json = False,
 ) -> None:
     """Write how strange each example is: anomaly, higher is stranger, beside log p(x) and its parts.
 
@@ -47,17 +48,8 @@ def score(
 
     Parameters
     ----------
-    run
-        The run folder.
     out
         A .csv, .parquet or .npz with a row an example.
-    data
-        Another source than the run's own.
-    split
-        test, valid, train, or all in the source's own order; by default test, and all
-        of another file that has no splits of its own.
-    samples
-        K, importance samples an example for log p(x).
     limit
         Score only so many examples, picked by a fixed seed.
     regret
@@ -66,14 +58,6 @@ def score(
     reference
         What is normal: a source, whose training split counts; by default that of the
         run. 10,000 examples of it are measured, picked by a fixed seed.
-    seed
-        Seeds the draws.
-    data_dir
-        A folder in which named data sets are looked for first.
-    device
-        auto, cpu, cuda or mps.
-    json
-        Print one JSON document.
     """
     if out.suffix.lower() not in SUFFIXES:
         raise UsageError(f"--out should end in {' or '.join(SUFFIXES)}; got {out}.")

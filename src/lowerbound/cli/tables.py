@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
+from lowerbound.cli.options import Device, Json, Seed
 from lowerbound.cli.show import job, print_json, print_note, stdout
 from lowerbound.errors import UsageError
 
@@ -31,9 +32,9 @@ def impute(
     intervals: bool = False,
     interval: float = 0.9,
     multiple: int = 0,
-    seed: int = 0,
-    device: str = "auto",
-    json: bool = False,
+    seed: Seed = 0,
+    device: Device = "auto",
+    json: Json = False,
 ) -> None:
     """Fill what is missing in a table; all that is there stays as it is.
 
@@ -61,12 +62,6 @@ def impute(
     multiple
         Also write so many tables, drawn independently given what is there:
         OUT-1.csv, OUT-2.csv and so on; of several runs each by the next in turn.
-    seed
-        Seeds the draws.
-    device
-        auto, cpu, cuda or mps.
-    json
-        Print one JSON document.
     """
     if out.suffix.lower() not in SUFFIXES:
         raise UsageError(f"--out should end in {' or '.join(SUFFIXES)}; got {out}.")

@@ -23,6 +23,8 @@ from lowerbound.cli.show import TrainingProgress, job, print_evaluation, print_j
 from lowerbound.errors import DivergedError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
+    from lowerbound.checkpoint import RunFolder
+    from lowerbound.data import Reading
     from lowerbound.experiment import Experiment
     from lowerbound.recipes import Run
 
@@ -295,6 +297,7 @@ def _command(name: str, recipe: Callable[..., Run]) -> Callable[..., int]:
 
 
 def _train(name: str, recipe: Callable[..., Run], settings: dict[str, Any], common: Common) -> int:
+    from lowerbound import spec
     from lowerbound.checkpoint import RunFolder
     from lowerbound.data import open_data
     from lowerbound.experiment import Experiment, prepare
@@ -306,12 +309,19 @@ def _train(name: str, recipe: Callable[..., Run], settings: dict[str, Any], comm
     device = resolve_device(common.device)
     folder = RunFolder(common.out)
     folder.check_free(may_exist=common.resume or common.overwrite)
+    asked = {
+        "recipe": name,
+        "settings": {s.name: _plain(settings.get(s.name, s.default)) for s in recipe_settings(recipe)},
+        "reading_options": {option: spec.describe(value) for option, value in common.reading.items()},
+    }
+    found = _found_before(folder, asked, common)
     with job("reading") as report:
         source = open_data(
             common.data,
             data_dir=common.data_dir,
             num_valid=common.valid,
-            options=common.reading,
+            reading=found,
+            options=common.reading if found is None else None,
             on_progress=report,
         )
     run = prepare(recipe, source, settings, _changes(common))
@@ -320,11 +330,7 @@ def _train(name: str, recipe: Callable[..., Run], settings: dict[str, Any], comm
             run,
             folder,
             device=device,
-            provenance={
-                "recipe": name,
-                "settings": {s.name: _plain(settings.get(s.name, s.default)) for s in recipe_settings(recipe)},
-                "command": ["lowerbound", *sys.argv[1:]],
-            },
+            provenance={**asked, "command": ["lowerbound", *sys.argv[1:]]},
             trackers=open_trackers(common.log, common.out),
             save_every=common.save_every,
         )
@@ -336,6 +342,25 @@ def _train(name: str, recipe: Callable[..., Run], settings: dict[str, Any], comm
             if common.resume:
                 print_note(f"There was no run in {common.out} yet: beginning it.")
         return _carry_out(experiment, common)
+
+
+def _found_before(folder: RunFolder, asked: dict[str, Any], common: Common) -> Reading | None:
+    """Returns how the run that is gone on with found its files to be read; None where that must be found anew.
+
+    It is what would be found again, if the same is asked of the same file; a file that has changed is noticed by what
+    it is read as.
+    """
+    if not common.resume or not folder.exists():
+        return None
+    from lowerbound.experiment import view_of
+
+    record = folder.record()
+    before = {key: record.get(key) for key in asked}
+    # As JSON has it, tuples are lists.
+    if json_module.dumps(before) != json_module.dumps(asked):
+        return None
+    view = view_of(record)
+    return view.reading if record["data"].get("source") == str(Path(common.data).resolve()) else None
 
 
 def _changes(common: Common) -> dict[str, Any]:

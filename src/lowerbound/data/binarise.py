@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from lowerbound.data.order import generator
-from lowerbound.data.source import Batch, Factors, Source, Support
+from lowerbound.data.source import Redecoded, Source, Support
 from lowerbound.data.stored import kept
 from lowerbound.errors import UsageError
 
@@ -60,72 +60,26 @@ def _check(source: Source) -> None:
         )
 
 
-class Thresholded(Source):
+class Thresholded(Redecoded):
     """x = 1 where the grey value is at least 1/2, else 0."""
 
-    def __init__(self, grey: Source) -> None:
-        self.grey = grey
-        self.event_shape = grey.event_shape
-        self.support = Support.BINARY
-
-    def __len__(self) -> int:
-        return len(self.grey)
-
-    @property
-    def labels(self) -> Tensor | None:
-        return self.grey.labels
-
-    @property
-    def factors(self) -> Factors | None:
-        return self.grey.factors
-
-    @property
-    def fingerprint(self) -> str:
-        return f"threshold:{self.grey.fingerprint}"
-
-    def gather(self, index: Tensor) -> Batch:
-        return self.grey.gather(index)
+    way = "threshold"
+    support = Support.BINARY
 
     def decode(self, raw: Tensor) -> Tensor:
-        return (self.grey.decode(raw) >= 0.5).to(torch.float32)
-
-    def to(self, device: torch.device) -> Thresholded:
-        return Thresholded(self.grey.to(device))
+        return (self.source.decode(raw) >= 0.5).to(torch.float32)
 
 
-class DynamicallyBinarised(Source):
+class DynamicallyBinarised(Redecoded):
     """x ~ Bernoulli(grey), drawn from torch's global generator each time an example is decoded."""
 
-    def __init__(self, grey: Source) -> None:
-        self.grey = grey
-        self.event_shape = grey.event_shape
-        self.support = Support.BINARY
-
-    def __len__(self) -> int:
-        return len(self.grey)
-
-    @property
-    def labels(self) -> Tensor | None:
-        return self.grey.labels
-
-    @property
-    def factors(self) -> Factors | None:
-        return self.grey.factors
-
-    @property
-    def fingerprint(self) -> str:
-        return f"dynamic:{self.grey.fingerprint}"
-
-    def gather(self, index: Tensor) -> Batch:
-        return self.grey.gather(index)
+    way = "dynamic"
+    support = Support.BINARY
 
     def decode(self, raw: Tensor) -> Tensor:
-        grey = self.grey.decode(raw)
+        grey = self.source.decode(raw)
         # In place, the comparison gives zeros and ones in float32 at once.
         return torch.rand_like(grey).lt_(grey)
-
-    def to(self, device: torch.device) -> DynamicallyBinarised:
-        return DynamicallyBinarised(self.grey.to(device))
 
 
 def fixed_draw(source: Source, seed: int, chunk: int = 1000) -> Source:

@@ -16,7 +16,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -56,23 +56,31 @@ def pack(target: Path, shape: tuple[int | None, ...], dtype: np.dtype[Any], chun
         target.parent.mkdir(parents=True, exist_ok=True)
         _sweep(target.parent)
         _check_space(target, needed)
-        descriptor, part = tempfile.mkstemp(prefix=f"{target.name}.", suffix=_SUFFIX, dir=target.parent)
-        try:
-            with open(descriptor, "wb") as file:
-                _write_header(file, (shape[0] or 0, *event), dtype)
-                count = _write_rows(file, event, dtype, chunks)
-                if shape[0] is None:
-                    # NumPy leaves room in a header for the array to grow, so it takes as many bytes again.
-                    file.seek(0)
-                    _write_header(file, (count, *event), dtype)
-                elif count != shape[0]:
-                    raise ValueError(f"expected {shape[0]} rows, got {count}")
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part, target)
-        except BaseException:
-            Path(part).unlink(missing_ok=True)
-            raise
+        with written(target) as file:
+            _write_header(file, (shape[0] or 0, *event), dtype)
+            count = _write_rows(file, event, dtype, chunks)
+            if shape[0] is None:
+                # NumPy leaves room in a header for the array to grow, so it takes as many bytes again.
+                file.seek(0)
+                _write_header(file, (count, *event), dtype)
+            elif count != shape[0]:
+                raise ValueError(f"expected {shape[0]} rows, got {count}")
+
+
+@contextlib.contextmanager
+def written(target: Path) -> Iterator[BinaryIO]:
+    """Opens a file that takes its name when the body has ended well and all is on the disk; else nothing is left."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, part = tempfile.mkstemp(prefix=f"{target.name}.", suffix=_SUFFIX, dir=target.parent)
+    try:
+        with open(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, target)
+    except BaseException:
+        Path(part).unlink(missing_ok=True)
+        raise
 
 
 def _write_header(file: BinaryIO, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
@@ -117,17 +125,8 @@ def remembered(name: str) -> dict[str, Any] | None:
 
 def remember(name: str, facts: dict[str, Any]) -> None:
     """Keeps a few facts under a name; where they cannot be kept, they are found out again next time."""
-    note = _note(name)
-    with contextlib.suppress(OSError):
-        note.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, part = tempfile.mkstemp(prefix=f"{name}.", suffix=_SUFFIX, dir=note.parent)
-        try:
-            with open(descriptor, "w") as file:
-                json.dump(facts, file)
-            os.replace(part, note)
-        except BaseException:
-            Path(part).unlink(missing_ok=True)
-            raise
+    with contextlib.suppress(OSError), written(_note(name)) as file:
+        file.write(json.dumps(facts).encode())
 
 
 def _note(name: str) -> Path:

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from lowerbound.data.order import generator
-from lowerbound.data.source import Batch, Factors, Source, Support
+from lowerbound.data.source import Redecoded, Source, Support
 from lowerbound.data.stored import kept
 from lowerbound.errors import UsageError
 
@@ -35,11 +35,11 @@ _LEVELS = 256
 _NOISE_STEPS = 1 << 16
 
 
-class Dequantised(Source):
+class Dequantised(Redecoded):
     """x = (k + u) / 256, with noise u from torch's global generator each time an example is decoded.
 
     Args:
-        levels: The 8-bit source.
+        source: 8-bit levels.
 
     Raises:
         UsageError: The source's values are not 8-bit levels.
@@ -53,41 +53,21 @@ class Dequantised(Source):
         tensor([[  0., 255.]])
     """
 
-    def __init__(self, levels: Source) -> None:
-        if levels.support is not Support.EIGHT_BIT:
+    way = "dequantised"
+    support = Support.UNIT_INTERVAL
+
+    def __init__(self, source: Source) -> None:
+        if source.support is not Support.EIGHT_BIT:
             raise UsageError(
-                f"Dequantisation spreads 8-bit levels over [0, 1], but this source has support {levels.support.value}. "
+                f"Dequantisation spreads 8-bit levels over [0, 1], but this source has support {source.support.value}. "
                 "Use the data as they are."
             )
-        self.levels = levels
-        self.event_shape = levels.event_shape
-        self.support = Support.UNIT_INTERVAL
-        self.log_correction = -math.prod(levels.event_shape) * math.log(_LEVELS)
-
-    def __len__(self) -> int:
-        return len(self.levels)
-
-    @property
-    def labels(self) -> Tensor | None:
-        return self.levels.labels
-
-    @property
-    def factors(self) -> Factors | None:
-        return self.levels.factors
-
-    @property
-    def fingerprint(self) -> str:
-        return f"dequantised:{self.levels.fingerprint}"
-
-    def gather(self, index: Tensor) -> Batch:
-        return self.levels.gather(index)
+        super().__init__(source)
+        self.log_correction = -math.prod(source.event_shape) * math.log(_LEVELS)
 
     def decode(self, raw: Tensor) -> Tensor:
-        x = self.levels.decode(raw)
+        x = self.source.decode(raw)
         return _spread(x, torch.rand_like(x))
-
-    def to(self, device: torch.device) -> Dequantised:
-        return Dequantised(self.levels.to(device))
 
 
 def fixed_noise(source: Source, seed: int, chunk: int = 1000) -> Source:

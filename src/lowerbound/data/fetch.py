@@ -19,7 +19,6 @@ import gzip
 import hashlib
 import http.client
 import os
-import tempfile
 import urllib.error
 import urllib.request
 import zlib
@@ -27,7 +26,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lowerbound.data.cache import cache_dir
+from lowerbound.data.cache import cache_dir, written
 from lowerbound.data.idx import read_idx_bytes
 from lowerbound.errors import DataError
 
@@ -165,15 +164,5 @@ def _unzipped(content: bytes) -> bytes:
 
 def _keep(content: bytes, target: Path) -> None:
     # A cache that cannot be written costs the next download, not this training.
-    with contextlib.suppress(OSError):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, part = tempfile.mkstemp(prefix=f"{target.name}.", suffix=".part", dir=target.parent)
-        try:
-            with open(descriptor, "wb") as file:
-                file.write(gzip.compress(content, 6, mtime=0))
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part, target)
-        except BaseException:
-            Path(part).unlink(missing_ok=True)
-            raise
+    with contextlib.suppress(OSError), written(target) as file:
+        file.write(gzip.compress(content, 6, mtime=0))

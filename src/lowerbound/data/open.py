@@ -247,7 +247,8 @@ def open_data(
             about a tenth elsewhere.
         reading: How a file is read; by its suffix, and what it holds, unless given. A named source needs none.
         options: Fields of the reading that are not to be decided by what the file holds, `{"size": 32}` for one.
-        on_progress: Told how much of a long preparation is done, and of how much.
+        on_progress: Told how much of a long preparation is done, and of how much; from the beginning again where a
+            table is looked at twice, to find its columns and to pack it.
 
     Raises:
         DataError: The source is unknown, broken or cannot be had.
@@ -283,7 +284,8 @@ def _prepared(
     source: str, reading: Reading | None, options: Mapping[str, Any] | None, on_progress: Report | None
 ) -> Reading:
     """Returns how a file is read, with nothing left open and nothing left to do that takes long."""
-    found = (reading_of(source) if reading is None else reading).told(options or {}).fitted(Path(source))
+    asked = (reading_of(source) if reading is None else reading).told(options or {})
+    found = asked.fitted(Path(source), on_progress)
     found.prepare(Path(source), on_progress)
     return found
 

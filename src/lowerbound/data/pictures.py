@@ -80,7 +80,7 @@ class Pictures(Reading):
         assert self.size is not None
         return (self.size, self.size) if isinstance(self.size, int) else self.size
 
-    def fitted(self, path: Path) -> Pictures:
+    def fitted(self, path: Path, report: Report | None = None) -> Pictures:
         """Returns this reading with size, colour and classes decided.
 
         Raises:
@@ -126,6 +126,10 @@ class Pictures(Reading):
 
     def has_splits(self, path: Path) -> bool:
         return _Folder(path).has_splits
+
+    def class_name(self, label: int) -> str:
+        """Returns the name of the folder with the pictures of that label."""
+        return (self.classes or ())[label] if label < len(self.classes or ()) else str(label)
 
     def _whole(self, files: _Folder) -> Source:
         rows, name = rows_of(self._packed(files)), str(files.path)

@@ -48,8 +48,12 @@ class Reading(ABC):
                 raise UsageError(f"The option {name} says nothing about data that are read as {kind}; leave it out.")
         return dataclasses.replace(self, **options) if options else self  # type: ignore[type-var]
 
-    def fitted(self, path: Path) -> Self:
+    def fitted(self, path: Path, report: Report | None = None) -> Self:
         """Returns this reading with everything decided that it left to the file; itself where nothing was.
+
+        Args:
+            path: The file.
+            report: Told how far it is, where that takes long.
 
         Raises:
             DataError: The file cannot be had or read.
@@ -83,6 +87,10 @@ class Reading(ABC):
     def lines(self, x: Tensor) -> list[str]:
         """Returns examples, `[N, *event]`, as people read them, a line each; nothing where there is no such thing."""
         return []
+
+    def class_name(self, label: int) -> str:
+        """Returns what a label is called."""
+        return str(label)
 
     def whole(self, path: Path) -> Source:
         """Reads all examples of a file in the order in which they stand there.

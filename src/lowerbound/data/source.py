@@ -23,6 +23,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -216,6 +217,44 @@ class Subset(Source):
         digest = hashlib.sha256(self.source.fingerprint.encode())
         digest.update(self.index.numpy().data)
         return digest.hexdigest()
+
+
+class Redecoded(Source):
+    """All examples of a source, decoded in another way.
+
+    Args:
+        source: The examples.
+
+    Attributes:
+        way: What the way is called, for the fingerprint.
+    """
+
+    way: ClassVar[str]
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.event_shape = source.event_shape
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def gather(self, index: Tensor) -> Batch:
+        return self.source.gather(index)
+
+    def to(self, device: torch.device) -> Self:
+        return type(self)(self.source.to(device))
+
+    @property
+    def fingerprint(self) -> str:
+        return f"{self.way}:{self.source.fingerprint}"
+
+    @property
+    def labels(self) -> Tensor | None:
+        return self.source.labels
+
+    @property
+    def factors(self) -> Factors | None:
+        return self.source.factors
 
 
 class ArraySource(Source):

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lowerbound.data.reading import Reading, shuffled_split
+from lowerbound.data.reading import Reading, Report, shuffled_split
 from lowerbound.data.source import ArraySource, Source, Support
 from lowerbound.errors import DataError, UsageError
 
@@ -113,7 +113,7 @@ class Text(Reading):
         """How many numbers there are: the symbols, the end and the unknown."""
         return len(self.vocabulary) + _FIRST_SYMBOL
 
-    def fitted(self, path: Path) -> Self:
+    def fitted(self, path: Path, report: Report | None = None) -> Self:
         if self.symbols is not None and self.length is not None:
             return self
         counts: Counter[str] = Counter()

@@ -219,6 +219,9 @@ class _GivenPrior(Prior):
     def forward(self) -> Distribution:
         return self.inner.given(self._index)
 
+    def between(self, start: Tensor, end: Tensor, weight: Tensor) -> Tensor:
+        return self.inner.between(start, end, weight)
+
 
 def _listed(labels: list[int]) -> str:
     shown = ", ".join(str(label) for label in labels[:_SHOWN_LABELS])

@@ -148,6 +148,11 @@ class TopDown(Distribution, ABC):
         """Returns the draw that standard normal noise `[*sample, *batch, D]` stands for."""
         return joined(self.descend(eps))
 
+    def to_noise(self, value: Tensor) -> Tensor:
+        """Returns the standard normal noise that a z, `[*sample, *batch, D]`, is the draw of."""
+        rungs = self.rungs_at(value)
+        return torch.cat([(rung.z - rung.normal.loc) * torch.exp(-rung.normal.log_scale) for rung in rungs], -1)
+
     def descend(self, eps: Tensor) -> tuple[Rung, ...]:
         """Returns the layers, the lowest first, of the draw that noise `[*sample, *batch, D]` stands for."""
         return self._walk(eps, lambda part, normal: normal.from_noise(eps[..., part]))
@@ -311,6 +316,15 @@ class LadderPrior(Prior):
 
     def forward(self) -> TopDownPrior:
         return TopDownPrior(self)
+
+    def between(self, start: Tensor, end: Tensor, weight: Tensor) -> Tensor:
+        """Returns points on the line that is straight in the noise of the descent: each layer as p expects it there.
+
+        Half-way between two z, a lower layer need not lie where p looks for it given the layers above; half-way between
+        their noises it does, as likely as p finds the noise. The ends are the same.
+        """
+        p: TopDownPrior = self()
+        return p.from_noise(torch.lerp(p.to_noise(start), p.to_noise(end), weight))
 
 
 class LadderHead(Head):

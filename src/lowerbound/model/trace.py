@@ -73,6 +73,11 @@ class Trace:
         """The KL of each component of z, `[B, *latent]`, which add up to `kl`; None where it cannot be divided."""
         return analytic_kl_each(self.q, self.p)
 
+    @property
+    def rate_per_layer(self) -> Tensor | None:
+        """The rate of each layer of a ladder, `[B, L]`; None where z has no layers."""
+        return None
+
     def log_qz_split(self) -> tuple[Tensor, Tensor]:
         r"""Returns log q(z|x) twice, each with one half of its gradient, `[K, B]`.
 

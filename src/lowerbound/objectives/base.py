@@ -10,6 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from lowerbound.errors import UsageError
@@ -25,12 +26,15 @@ class Terms:
         distortion: -log p(x|z), averaged over the draws, `[B]`.
         kl: KL(q(z|x) || p(z)), closed form or an unbiased estimate, `[B]`; None without a density for q.
         elbo: The plain bound, -distortion - kl, `[B]`; None without a density for q.
+        rate_per_layer: Of a ladder the KL of each layer, the lowest first, `[B, L]`, to be looked at: without a
+            gradient, and as free of noise as can be (`LadderTrace`), also where `kl` is taken from the draws.
     """
 
     loss: Tensor
     distortion: Tensor
     kl: Tensor | None = None
     elbo: Tensor | None = None
+    rate_per_layer: Tensor | None = None
 
 
 class Objective(ABC):
@@ -63,6 +67,12 @@ def kl_of(trace: Trace, closed_form: bool = True) -> Tensor:
     """Returns KL(q(z|x) || p(z)), `[B]`: in closed form as far as that is wanted and goes, else from the draws."""
     kl = trace.kl if closed_form else None
     return (trace.log_qz - trace.log_pz).mean(0) if kl is None else kl
+
+
+def rates_of(trace: Trace) -> Tensor | None:
+    """Returns the rate of each layer of a ladder, `[B, L]`, without a gradient; None of any other model."""
+    with torch.no_grad():
+        return trace.rate_per_layer
 
 
 def risen(step: int | None, warmup: int) -> float:

@@ -36,7 +36,7 @@ from torch import Tensor
 from lowerbound.errors import UsageError
 from lowerbound.model import VAE, Trace
 from lowerbound.nn import check_sizes
-from lowerbound.objectives.base import Objective, Terms, kl_of, refuse_codes, require_density, risen
+from lowerbound.objectives.base import Objective, Terms, kl_of, rates_of, refuse_codes, require_density, risen
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,8 @@ class ELBO(Objective):
         kl = kl_of(trace, self.closed_form)
         weight = self.weight(step)
         negated = distortion + kl
-        return Terms(negated if weight == 1 else distortion + weight * kl, distortion, kl, -negated)
+        loss = negated if weight == 1 else distortion + weight * kl
+        return Terms(loss, distortion, kl, -negated, rates_of(trace))
 
     def check(self, vae: VAE) -> None:
         require_density(vae)
@@ -345,7 +346,7 @@ def _multi_sample(trace: Trace, estimator: Estimator, groups: int = 1, elbo_shar
 def _terms(trace: Trace, log_w: Tensor, bound: Tensor) -> Terms:
     distortion = -trace.log_px_z.detach().mean(0)
     elbo = log_w.mean(0)
-    return Terms(-bound, distortion, -distortion - elbo, elbo)
+    return Terms(-bound, distortion, -distortion - elbo, elbo, rates_of(trace))
 
 
 def _bound(log_w: Tensor, groups: int) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lowerbound.errors import UsageError
 from lowerbound.model import VAE, Trace
-from lowerbound.objectives.base import Objective, Terms, kl_of, refuse_codes, require_density, require_weights
+from lowerbound.objectives.base import Objective, Terms, kl_of, rates_of, refuse_codes, require_density, require_weights
 
 _SCALES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 
@@ -131,7 +131,7 @@ class InfoVAE(Objective):
         trace = vae.trace(x)
         distortion, kl = -trace.log_px_z[0], kl_of(trace, self.closed_form)
         loss = distortion + (1 - self.alpha) * kl + self._mmd_weight * _penalty(trace, self.kernel)
-        return Terms(loss, distortion, kl, -distortion - kl)
+        return Terms(loss, distortion, kl, -distortion - kl, rates_of(trace))
 
     def check(self, vae: VAE) -> None:
         require_density(vae)
@@ -172,7 +172,7 @@ class WAE(Objective):
         if not vae.has_density:
             return Terms(loss, distortion)
         kl = kl_of(trace)
-        return Terms(loss, distortion, kl, -distortion - kl)
+        return Terms(loss, distortion, kl, -distortion - kl, rates_of(trace))
 
     def check(self, vae: VAE) -> None:
         """Accepts any model but one of discrete codes."""

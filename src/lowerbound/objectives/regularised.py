@@ -36,6 +36,7 @@ from lowerbound.objectives.base import (
     Objective,
     Terms,
     kl_of,
+    rates_of,
     require_density,
     require_weights,
     risen,
@@ -80,7 +81,7 @@ class FreeBits(Objective):
         distortion, kl = -trace.log_px_z.mean(0), kl_of(trace)
         each = self._grouped(trace, kl)  # [B, groups]
         charged = torch.where(each.detach().mean(0) > self.nats, each, self.nats).sum(1)
-        return Terms(distortion + charged, distortion, kl, -distortion - kl)
+        return Terms(distortion + charged, distortion, kl, -distortion - kl, rates_of(trace))
 
     def _grouped(self, trace: Trace, kl: Tensor) -> Tensor:
         if self.groups == 1:
@@ -162,7 +163,7 @@ class Capacity(Objective):
         distortion, kl = -trace.log_px_z.mean(0), kl_of(trace)
         excess = kl - self.target(step)
         loss = distortion + self.gamma * excess.detach().mean().sign() * excess
-        return Terms(loss, distortion, kl, -distortion - kl)
+        return Terms(loss, distortion, kl, -distortion - kl, rates_of(trace))
 
     def check(self, vae: VAE) -> None:
         require_density(vae)

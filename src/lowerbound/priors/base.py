@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
@@ -36,6 +37,16 @@ class Prior(nn.Module, ABC):
         """
         distribution: Distribution = self()
         return distribution
+
+    def between(self, start: Tensor, end: Tensor, weight: Tensor) -> Tensor:
+        """Returns points on the way from one z to another: on a straight line, unless the prior knows a better one.
+
+        Args:
+            start: z, `[*batch, *event_shape]`.
+            end: z, likewise.
+            weight: 0 at the start and 1 at the end, broadcastable with both.
+        """
+        return torch.lerp(start, end, weight)
 
     def bind(self, encoder: Conditional) -> None:
         """Is told which encoder the prior is composed with; most priors do not care.

@@ -125,7 +125,7 @@ def _update(state: TrainState, objective: Objective, batch: Batch, lr: float) ->
         decay = min(training.average, state.step / (state.step + 10))
         with torch.no_grad():
             torch._foreach_lerp_(list(state.average.values()), parameters, 1 - decay)
-    rest = (None if t is None else t.detach() for t in (terms.kl, terms.elbo))
+    rest = (None if t is None else t.detach() for t in (terms.kl, terms.elbo, terms.rate_per_layer))
     return Terms(shown, terms.distortion.detach(), *rest)
 
 
@@ -215,7 +215,8 @@ def fit(
         on_epoch: Called with each record.
 
     Returns:
-        Records with `epoch`, `step`, and the means of loss, distortion, rate and elbo (`valid_...` on validation).
+        Records with `epoch`, `step`, and the means of loss, distortion, rate and elbo (`valid_...` on validation); of a
+        ladder also those of each layer's rate, `rate_1` of the lowest.
     """
     objective, training = objective or ELBO(), training or Training()
     state = TrainState(vae, training, device)

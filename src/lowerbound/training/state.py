@@ -126,6 +126,8 @@ class Means:
     def add(self, terms: Terms) -> None:
         """Takes in the terms of one batch."""
         values = {"loss": terms.loss, "distortion": terms.distortion, "rate": terms.kl, "elbo": terms.elbo}
+        if terms.rate_per_layer is not None:
+            values |= {f"rate_{layer}": rate for layer, rate in enumerate(terms.rate_per_layer.unbind(-1), 1)}
         there = {name: value for name, value in values.items() if value is not None}
         names, total = tuple(there), torch.stack(list(there.values())).sum(1, dtype=torch.float32)
         self._sums[names] = total + self._sums[names].to(total.device) if names in self._sums else total

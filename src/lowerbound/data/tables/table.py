@@ -41,7 +41,7 @@ _MAX_LEVELS_IN_ALL = 20_000
 _LISTED = 5
 # Changes when the same file and columns become other x.
 _POLICY = 1
-# The steps that the progress of packing is told in.
+# The steps that progress is told in.
 _STEPS = 10_000
 
 
@@ -80,7 +80,7 @@ class Table(Reading):
         columns = tuple(replace(c, repeats=repeats) if c.name == name else c for c in self.columns)
         return replace(self, columns=columns)
 
-    def fitted(self, path: Path) -> Table:
+    def fitted(self, path: Path, report: Report | None = None) -> Table:
         if self.is_fitted:
             return self
         file = files.opened(path)
@@ -94,7 +94,7 @@ class Table(Reading):
         files.check_types(file, used)
         type_of = dict(zip(file.names, file.types, strict=True))
         tallies = [Tally(name, type_of[name], declared.get(name)) for name in used]
-        for raw in file.blocks(used):
+        for raw in _told(file, used, report):
             for tally, array in zip(tallies, raw.arrays, strict=True):
                 tally.add(array, raw.start)
         columns = tuple(infer(tally, str(path)) for tally in tallies)
@@ -206,7 +206,9 @@ class Table(Reading):
     def _packed(self, file: files.TableFile, report: Report | None = None) -> tuple[Rows, tuple[str, ...]]:
         """Returns the same from a file in the cache; makes it if it is not there."""
         status = os.stat(file.path)
-        identity = (_POLICY, str(file.path.resolve()), status.st_size, status.st_mtime_ns, self.columns)
+        # What training repeats is no matter of x.
+        columns = tuple(replace(column, repeats=()) for column in self.columns)
+        identity = (_POLICY, str(file.path.resolve()), status.st_size, status.st_mtime_ns, columns)
         name = hashlib.sha256(repr(identity).encode()).hexdigest()
         target = cache.cache_dir() / "tables" / f"{name}.npy"
         known = cache.remembered(name)
@@ -219,11 +221,17 @@ class Table(Reading):
 
 
 def _chunks(encoder: _Encoder, file: files.TableFile, report: Report | None) -> Iterator[np.ndarray]:
-    for raw in file.blocks(encoder.used):
+    for raw in _told(file, encoder.used, report):
         yield encoder.encode(raw)
+    encoder.notes()  # refuses, before the file has its name
+
+
+def _told(file: files.TableFile, used: Sequence[str], report: Report | None) -> Iterator[files.Raw]:
+    """Yields the blocks of a file, and tells after each how far it is."""
+    for raw in file.blocks(used):
+        yield raw
         if report is not None:
             report(int(_STEPS * file.share()), _STEPS)
-    encoder.notes()  # refuses, before the file has its name
 
 
 class _Encoder:
