@@ -785,6 +785,20 @@ def test_on_a_line_between_two_examples_every_layer_is_as_p_expects_it():
     torch.testing.assert_close(tasks.interpolate(vae, x[0], x[1], 5), vae.decoder(z).mean.detach())
 
 
+def test_the_view_of_a_conditional_model_leaves_the_line_to_its_prior():
+    prior = nonlinear((2, 1))[0].prior
+    conditional = lb.model.ConditionalVAE(
+        Conditional(nn.MLP((6 + 2,), (4,)), DiagonalNormal((4,), (3,))),
+        Conditional(nn.MLP((3 + 2,), (4,)), Bernoulli((4,), (6,))),
+        prior,
+        classes=(3, 5),
+    )
+    start, end, weight = torch.zeros(1, 3).double(), torch.ones(1, 3).double(), torch.full((1, 1), 0.5).double()
+    line = conditional.given(5).prior.between(start, end, weight)
+    assert torch.equal(line, prior.between(start, end, weight))
+    assert not torch.equal(line, (start + end) / 2)
+
+
 def source_of(ladder: LinearLadder) -> lb.ArraySource:
     source = lb.ArraySource(ladder.x, support=lb.Support.REAL)
     source.decode = lambda raw: raw
