@@ -7,7 +7,8 @@ with 1,500 of each. The regret takes a search for every example, so it is measur
 
 The baselines see the grey values; the model sees them binarised. Their settings (1, 5 or 10 neighbours; 16, 32, 64 or
 128 components) and our score were chosen on validation examples, the baselines' with the digits 1, 4, 5, 7, 8 and 9
-left out in turn, ours with each of the ten and on Fashion-MNIST both ways; nothing was chosen on a test example.
+left out in turn, ours with each of the ten, with clothes left out, on Fashion-MNIST both ways, and with convolutional
+models besides (`docs/score.md`); nothing was chosen on a test example.
 """
 
 from __future__ import annotations

@@ -3,9 +3,11 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from oracle import conditional_gaussian, linear_gaussian
+from sklearn.neighbors import NearestNeighbors
 from torch.distributions import MultivariateNormal, kl_divergence
 
 import lowerbound as lb
@@ -29,6 +31,10 @@ def divided(oracle, first):
     return source_of(oracle.x[:first]), source_of(oracle.x[first:])
 
 
+def exact_rate(oracle):
+    return kl_divergence(oracle.q(), MultivariateNormal(torch.zeros(2).double(), torch.eye(2).double()))
+
+
 def test_the_parts_are_within_their_errors_of_the_exact_ones():
     oracle = linear_gaussian(3, examples=80)
     new, known = divided(oracle, 40)
@@ -38,8 +44,7 @@ def test_the_parts_are_within_their_errors_of_the_exact_ones():
     assert 0.5 < away.std() < 2
     # The mean over examples of what 2,000 draws say: an error of some hundredths.
     assert (found.elbo - oracle.exact_elbo()[:40]).mean().abs() < 0.02
-    rate = kl_divergence(oracle.q(), MultivariateNormal(torch.zeros(2).double(), torch.eye(2).double()))
-    torch.testing.assert_close(found.rate, rate[:40])
+    torch.testing.assert_close(found.rate, exact_rate(oracle)[:40])
     torch.testing.assert_close(found.elbo, -found.distortion - found.rate)
     assert found.regret is None
 
@@ -79,6 +84,54 @@ def test_a_score_hangs_on_the_example_and_not_on_its_company():
     joined = Scores.joined(blocks).columns()
     assert joined.keys() == whole.columns().keys()
     assert all(torch.equal(joined[name], value) for name, value in whole.columns().items())
+
+
+def mean_distance(points, among, own=False):
+    """The mean distance of points to their ten nearest among others, and which these are, by another library."""
+    asked = 11 if own else 10
+    distances, places = NearestNeighbors(n_neighbors=asked, algorithm="brute").fit(among).kneighbors(points)
+    return distances[:, asked - 10 :].mean(1), places[:, asked - 10 :]
+
+
+def in_deviations(values, among):
+    return (values - among.mean(0)) / among.std(0, ddof=1)
+
+
+def test_the_anomaly_is_how_rare_and_how_far_for_where_it_is():
+    oracle = linear_gaussian(7, dims=6, examples=90)
+    new, known = divided(oracle, 30)
+    reference = reference_of(oracle.vae, known, num_samples=5)
+    found = score(oracle.vae, new, reference)
+    # The oracle's features are x itself.
+    direction = (oracle.x / oracle.x.norm(dim=1, keepdim=True)).numpy()
+    far, near = mean_distance(direction[:30], direction[30:])
+    known_far, known_near = mean_distance(direction[30:], direction[30:], own=True)
+    raw = (reference.statistics * reference.spread + reference.centre).numpy()
+    np.testing.assert_allclose(raw[:, 2], known_far)
+    np.testing.assert_allclose(raw[:, 1], exact_rate(oracle)[30:].detach())
+    statistics = in_deviations(np.stack([found.distortion, found.rate, far], 1), raw)
+    known_statistics = in_deviations(raw, raw)
+    known_rare, _ = mean_distance(known_statistics, known_statistics, own=True)
+    rare, _ = mean_distance(statistics, known_statistics)
+    local = np.log(far / known_far[near].mean(1))
+    known_local = np.log(known_far / known_far[known_near].mean(1))
+    exact = in_deviations(rare, known_rare) + in_deviations(local, known_local)
+    np.testing.assert_allclose(found.anomaly, exact, rtol=1e-6)
+    known_exact = in_deviations(known_rare, known_rare) + in_deviations(known_local, known_local)
+    np.testing.assert_allclose(reference.anomaly, known_exact, rtol=1e-6, atol=1e-9)
+
+
+def test_many_features_are_sketched_and_their_distances_kept():
+    oracle = linear_gaussian(3, dims=5000, examples=60)
+    reference = reference_of(oracle.vae, source_of(oracle.x), num_samples=2)
+    assert reference.directions.shape == (60, 1024)
+    exact = torch.pdist(oracle.x / oracle.x.norm(dim=1, keepdim=True)).square()
+    ratio = torch.pdist(reference.directions).square() / exact
+    # The variance of a sketch's squared length is at most 2 / 1024 of its square; 60 examples make 1,770 pairs.
+    assert abs(ratio.mean() - 1) < 0.02
+    assert 0.02 < ratio.std() < 1.2 * math.sqrt(2 / 1024)
+    again = reference_of(oracle.vae, source_of(oracle.x), num_samples=2)
+    assert torch.equal(reference.directions, again.directions)
 
 
 def test_the_noise_is_seeded_and_nothing_else_is_touched():
@@ -130,6 +183,10 @@ def test_a_conditional_model_is_told_the_labels():
     found = score(oracle.vae, new, known, num_samples=3)
     torch.testing.assert_close(found.log_px, oracle.log_px()[:10])
     assert torch.equal(found.label, oracle.label[:10])
+    # What an example is held against, its features, is told the label as well.
+    reference = reference_of(oracle.vae, known, num_samples=3)
+    other = source_of(oracle.x[10:], oracle.label[10:].roll(1))
+    assert not torch.allclose(reference_of(oracle.vae, other, num_samples=3).directions, reference.directions)
     with pytest.raises(UsageError, match="conditional"):
         score(oracle.vae, source_of(oracle.x[:10]), known)
 

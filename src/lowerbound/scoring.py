@@ -15,24 +15,31 @@ and `rate` are given for what they are, and beside them scores that were made fo
   2019, "Detecting out-of-distribution inputs to deep generative models using typicality"). Of one example it says
   little.
 
-**The anomaly score** is the one to use, for every kind of data. Four statistics say how x stands to the reference
-examples (training examples, some thousand):
+**The anomaly score** is the one to use, for every kind of data. It says how x stands to the reference examples
+(training examples, some thousand), and is the sum of two parts, each in deviations over the reference.
 
-$$t(x) = \big(D(x),\; R(x),\; \delta(x),\; D(x) - \bar D(x)\big)$$
+* How **rare** x is. Three statistics, \(t(x) = (D(x), R(x), \delta(x))\), are the distortion, the rate, and the mean
+  distance of the features of x to those of the ten nearest reference examples, each in units of its deviation over the
+  reference. The part is the mean distance of t(x) to the ten nearest t of the reference. It is two-sided: what is
+  reconstructed too well is strange as well. That is density-of-states estimation (Morningstar et al., 2021, "Density
+  of states estimation for out-of-distribution detection") with a statistic of neighbourhood, and distances to
+  neighbours in place of a density.
+* How far x is **for where it is**: \(\lambda(x) = \log \delta(x) - \log \bar\delta(x)\), with \(\bar\delta\) the mean
+  \(\delta\) of those ten neighbours. What is complex lies far from everything, and so do its neighbours. It is the
+  logarithm of a local outlier factor (Breunig, Kriegel, Ng and Sander, 2000, "LOF: identifying density-based local
+  outliers") with distances in place of reachability distances, and the neighbours' arithmetic mean in place of the
+  harmonic.
 
-the distortion and the rate; the mean distance \(\delta\) of the mean of q(z|x) to those of the ten nearest reference
-examples, each component of z in units of the root mean square of q's deviation; and how much worse x is reconstructed
-than those ten, \(\bar D\) in the mean: what is complex is reconstructed badly, and so are its neighbours. Each is put
-in units of its deviation over the reference. The score adds two parts, each in deviations over the reference again:
+The features f are what the encoder's network hands to q, and distances are between their directions
+\(f / \|f\|\), as in Sun, Ming, Zhu and Li (2022, "Out-of-distribution detection with deep nearest neighbors"), who do
+so with classifiers and take the distance to the k-th nearest. q itself keeps of all features the few components of z
+that the decoder needs for what is known, and what tells the strange apart need not be among them.
 
-* how **rare** t(x) is, by its mean distance to the ten nearest t of the reference. That is two-sided: what is
-  reconstructed too well is strange as well. It is density-of-states estimation (Morningstar et al., 2021, "Density of
-  states estimation for out-of-distribution detection") with two statistics of neighbourhood, and distances to
-  neighbours in place of a density;
-* how **far** x is, the sum of the last two statistics where it is above its mean: to be far from all codes that are
-  known, and worse reconstructed than they, is strange, while to be nearer than most makes up for nothing.
-
-It was chosen among some two thousand combinations of like statistics on validation examples (`docs/score.md`).
+Both parts were chosen on validation examples (`docs/score.md`). Besides its draws, an example costs a product of its
+direction with those of the reference, R F multiplications for F features, and the reference R² F once. More than
+1,024 features are sketched: the components of a direction are added up, with random signs, in 1,024 random places,
+which keeps squared distances but for an error of some 4 % (feature hashing: Weinberger, Dasgupta, Langford, Smola and
+Attenberg, 2009, "Feature hashing for large scale multitask learning").
 
 A reference example is never its own neighbour. One that is scored as if it were new is, and comes out as familiar.
 """
@@ -43,6 +50,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from lowerbound.data import Batch, Source, batches, derive_seed, generator
@@ -56,7 +64,7 @@ from lowerbound.training import seed_everything
 
 Report = Callable[[int, int], None]
 
-# Reference examples, unless told otherwise; and neighbours, in z and among the statistics.
+# Reference examples, unless told otherwise; and neighbours, among the features and among the statistics.
 REFERENCE = 10_000
 _NEIGHBOURS = 10
 _FEWEST = 3
@@ -64,6 +72,9 @@ _FEWEST = 3
 _BATCH = 20
 _BLOCK = 500
 _REFERENCE_SEED = 95
+# Numbers of a direction at most: features that lie on a picture can be tens of thousands.
+_SKETCH = 1024
+_SKETCH_SEED = 94
 # Draws behind each of the two bounds of a regret, at least: it is a small difference of large numbers.
 _REGRET = 200
 # Less of a deviation than this share of the size is rounding.
@@ -122,32 +133,30 @@ class Reference:
 
     Attributes:
         num_samples: K, the draws an example that it was measured with; what is scored is measured with as many.
-        codes: Means of q(z|x), each component in units of `unit`, float64 `[R, D]`.
-        unit: `[D]`.
-        distortion: `[R]`.
-        centre: The means of the four statistics, `[4]`.
-        spread: Their standard deviations, `[4]`; 1 where there is none.
-        statistics: The statistics in these units, `[R, 4]`.
+        directions: Of the features, float64 `[R, F]`, sketched where there are more than 1,024 features.
+        far: The mean distance of each to its ten nearest others, `[R]`.
+        centre: The means of the three statistics, `[3]`.
+        spread: Their standard deviations, `[3]`; 1 where there is none.
+        statistics: The statistics in these units, `[R, 3]`.
         rarity: The mean and the standard deviation of the anomaly score's first part, before it is put in its units.
-        farness: Those of its second.
+        locality: Those of its second.
         surprise: The mean and the standard deviation of -log p(x), nats.
         anomaly: The anomaly score of each reference example, itself left out, `[R]`.
     """
 
     num_samples: int
-    codes: Tensor
-    unit: Tensor
-    distortion: Tensor
+    directions: Tensor
+    far: Tensor
     centre: Tensor
     spread: Tensor
     statistics: Tensor
     rarity: tuple[float, float]
-    farness: tuple[float, float]
+    locality: tuple[float, float]
     surprise: tuple[float, float]
     anomaly: Tensor
 
     def __len__(self) -> int:
-        return len(self.codes)
+        return len(self.directions)
 
 
 def reference_of(
@@ -186,28 +195,28 @@ def reference_of(
 
 def _made_of(whole: dict[str, Tensor], num_samples: int) -> Reference:
     """Returns the reference that measured examples make, each held against all others."""
-    unit = _unit(whole["scale"].square().mean(0).sqrt(), whole["loc"])
-    codes, distortion = whole["loc"] / unit, whole["distortion"]
-    rows = range(0, len(codes), _BLOCK)
-    near = [_nearest(codes[start : start + _BLOCK], codes, own=start) for start in rows]
+    directions = whole["direction"]
+    rows = range(0, len(directions), _BLOCK)
+    near = [_nearest(directions[start : start + _BLOCK], directions, own=start) for start in rows]
     distances, places = (torch.cat(part) for part in zip(*near, strict=True))
-    raw = _statistics(whole, distances, places, distortion)
+    far = distances.mean(1)
+    raw = _statistics(whole, far)
     centre, spread = raw.mean(0), _unit(raw.std(0), raw)
     placed = (raw - centre) / spread
     rare = torch.cat([_nearest(placed[start : start + _BLOCK], placed, own=start)[0].mean(1) for start in rows])
-    rarity, farness = _spread(rare), _spread(_far(placed))
+    local = _local(far, far[places])
+    rarity, locality = _spread(rare), _spread(local)
     return Reference(
         num_samples=num_samples,
-        codes=codes,
-        unit=unit,
-        distortion=distortion,
+        directions=directions,
+        far=far,
         centre=centre,
         spread=spread,
         statistics=placed,
         rarity=rarity,
-        farness=farness,
+        locality=locality,
         surprise=_spread(-whole["log_px"]),
-        anomaly=_within(rare, rarity) + _within(_far(placed), farness).clamp_min(0),
+        anomaly=_within(rare, rarity) + _within(local, locality),
     )
 
 
@@ -322,18 +331,31 @@ def _measured(
     seed_everything(seed, batch.x.device)
     one = vae.given(batch.label)
     evidence = measure(one, batch.x, num_samples, (num_samples,))
-    loc, scale = vae.encoder.head.moments(one.encoder(batch.x))
+    features, _ = one.encoder.features(batch.x)
     found = {name: evidence[name] for name in ("log_px", "stderr", "elbo", "distortion", "rate")}
-    found |= {"loc": loc.flatten(1), "scale": scale.flatten(1)}
     if regret is not None:
         found["regret"] = posterior_gap(one, batch.x, max(_REGRET, num_samples), refinement=regret).amortisation
-    return {name: value.cpu().double() for name, value in found.items()}
+    known = {name: value.cpu().double() for name, value in found.items()}
+    return known | {"direction": _directions(features.flatten(1).cpu().double())}
+
+
+def _directions(features: Tensor) -> Tensor:
+    """Returns where features `[N, F]` point to: vectors of length 1, sketched where they have too many components."""
+    whole = F.normalize(features)
+    size = whole.shape[1]
+    if size <= _SKETCH:
+        return whole
+    draws = generator(_SKETCH_SEED)
+    place = torch.randint(_SKETCH, (size,), generator=draws)
+    sign = 2 * torch.randint(2, (size,), generator=draws) - 1
+    return whole.new_zeros(len(whole), _SKETCH).index_add(1, place, whole * sign)
 
 
 def _held_against(reference: Reference, found: dict[str, Tensor], rows: Tensor) -> Scores:
-    near = _nearest(found["loc"] / reference.unit, reference.codes)
-    placed = (_statistics(found, *near, reference.distortion) - reference.centre) / reference.spread
-    rare = _nearest(placed, reference.statistics)[0].mean(1)
+    distances, places = _nearest(found["direction"], reference.directions)
+    far = distances.mean(1)
+    rare = _nearest((_statistics(found, far) - reference.centre) / reference.spread, reference.statistics)[0].mean(1)
+    local = _local(far, reference.far[places])
     return Scores(
         row=rows,
         log_px=found["log_px"],
@@ -342,20 +364,20 @@ def _held_against(reference: Reference, found: dict[str, Tensor], rows: Tensor) 
         distortion=found["distortion"],
         rate=found["rate"],
         typicality=_within(-found["log_px"], reference.surprise).abs(),
-        anomaly=_within(rare, reference.rarity) + _within(_far(placed), reference.farness).clamp_min(0),
+        anomaly=_within(rare, reference.rarity) + _within(local, reference.locality),
         regret=found.get("regret"),
     )
 
 
-def _statistics(found: dict[str, Tensor], distances: Tensor, near: Tensor, distortion: Tensor) -> Tensor:
-    """Returns the four statistics of examples, `[N, 4]`, given their neighbours and the distortions of those."""
-    own = found["distortion"]
-    return torch.stack([own, found["rate"], distances.mean(1), own - distortion[near].mean(1)], 1)
+def _statistics(found: dict[str, Tensor], far: Tensor) -> Tensor:
+    """Returns the three statistics of examples, `[N, 3]`."""
+    return torch.stack([found["distortion"], found["rate"], far], 1)
 
 
-def _far(placed: Tensor) -> Tensor:
-    """Returns how far examples are from what is known, `[N]`, given their statistics in units of the reference's."""
-    return placed[:, 2:].sum(1)
+def _local(far: Tensor, theirs: Tensor) -> Tensor:
+    """Returns how far examples are, `[N]`, for where they are: beside how far their neighbours are, `[N, k]`."""
+    # Directions are of length 1: distances below the bound are rounding, or examples that occur more than once.
+    return far.clamp_min(_ROUNDING).log() - theirs.mean(1).clamp_min(_ROUNDING).log()
 
 
 def _spread(values: Tensor) -> tuple[float, float]:

@@ -126,6 +126,11 @@ class Conditional(nn.Module):
         self.head = head
 
     def forward(self, condition: Tensor) -> Distribution:
+        distribution: Distribution = self.head(*self.features(condition))
+        return distribution
+
+    def features(self, condition: Tensor) -> tuple[Tensor, torch.Size]:
+        """Returns what the network makes of conditions, `[prod(batch), *network.out_shape]`, and their batch shape."""
         batch = condition.shape[: condition.ndim - len(self.network.in_shape)]
         if condition.shape[len(batch) :] != self.network.in_shape:
             raise UsageError(
@@ -133,6 +138,4 @@ class Conditional(nn.Module):
                 f"{tuple(condition.shape)}. The parts of a ConditionalVAE take a label besides: use those of "
                 "vae.given(label)."
             )
-        features = self.network(condition.reshape(-1, *self.network.in_shape))
-        distribution: Distribution = self.head(features, batch)
-        return distribution
+        return self.network(condition.reshape(-1, *self.network.in_shape)), batch

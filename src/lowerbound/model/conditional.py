@@ -191,7 +191,7 @@ class _Beside(Conditional):
         self._loudness = math.sqrt(math.prod(shape) if self._flat else shape[0])
         self._one_hot = one_hot
 
-    def forward(self, condition: Tensor) -> Distribution:
+    def features(self, condition: Tensor) -> tuple[Tensor, torch.Size]:
         batch = condition.shape[: condition.ndim - self._event_ndim]
         c = self._loudness * self._one_hot.to(condition.dtype)
         try:
@@ -202,9 +202,9 @@ class _Beside(Conditional):
                 f"{tuple(batch)}. Call vae.given(label) with the labels of that very batch, or with a single one."
             ) from error
         if self._flat:
-            return super().forward(torch.cat([condition.flatten(len(batch)), c], -1))
+            return super().features(torch.cat([condition.flatten(len(batch)), c], -1))
         planes = c[..., None, None].expand(*c.shape, *condition.shape[-2:])
-        return super().forward(torch.cat([condition, planes], -3))
+        return super().features(torch.cat([condition, planes], -3))
 
 
 class _GivenPrior(Prior):
