@@ -10,36 +10,43 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
+import torch
 from contestants import Contestant, Running, running
 from digits import write
 from measure import Result, Timing, gflops, take_turns
 from peers import network
 from settings import Settings
-from throughput import PRODUCTS, peak_of, timings_of
+from throughput import IN_AUTO, PRODUCTS, in_auto, peak_note, peak_of, timings_of
 
-from lowerbound.training import Precision
+from lowerbound.training import Precision, resolve_precision
 
-PEAKS = PRODUCTS[Precision.FP32]
-OURS = "lowerbound"
+PEAKS = tuple(peak for peaks in PRODUCTS.values() for peak in peaks)
 # Images that each measures: enough for seconds, not for minutes.
-IMAGES = {OURS: 200, "jax": 200, "pythae": 20} | dict.fromkeys(PEAKS, 200)
-CONTESTANTS = (
-    Contestant(OURS, "with_lowerbound.py", "evidence"),
-    Contestant("jax", "with_jax.py", "evidence", "jax"),
-    Contestant("pythae", "with_pythae.py", "evidence", "pythae"),
-    *(Contestant(peak, "with_torch.py", peak) for peak in PEAKS),
-)
+IMAGES = {"lowerbound fp32": 200, IN_AUTO: 200, "jax": 200, "pythae": 20} | dict.fromkeys(PEAKS, 200)
+
+
+def contestants(auto: Precision) -> tuple[Contestant, ...]:
+    """Who takes part; bf16 only where the machine has it."""
+    peaks = dict.fromkeys(PRODUCTS[Precision.FP32] + PRODUCTS[auto])
+    return (
+        Contestant("lowerbound fp32", "with_lowerbound.py", "evidence"),
+        Contestant(IN_AUTO, "with_lowerbound.py", "evidence-auto"),
+        Contestant("jax", "with_jax.py", "evidence", "jax"),
+        Contestant("pythae", "with_pythae.py", "evidence", "pythae"),
+        *(Contestant(peak, "with_torch.py", peak) for peak in peaks),
+    )
 
 
 def evidence(settings: Settings) -> Result:
     """Measures the track."""
+    auto = resolve_precision(Precision.AUTO, torch.device("cpu"))
     draws = settings.sized(1000, 500)
     images = {name: settings.sized(count, 4) for name, count in IMAGES.items()}
     found: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         digits = Path(folder) / "digits.npy"
         write(settings.digits, 1000, digits)
-        with running(CONTESTANTS, digits, Path(folder)) as (ready, left_out):
+        with running(contestants(auto), digits, Path(folder)) as (ready, left_out):
             turns = {name: partial(turn, one, images[name], draws, found) for name, one in ready.items()}
             timings = take_turns(turns, settings.rounds, left_out)
             versions = {name: one.versions for name, one in ready.items()}
@@ -50,19 +57,20 @@ def evidence(settings: Settings) -> Result:
         notes=[
             *left_out,
             "Counted are the operations that are needed: the encoder once an image, the decoder once a draw.",
-            "The peak is the faster of the products, on the decoder's shapes, in float32, in turns with the others.",
+            peak_note(auto, "the decoder's"),
             "The weights are untrained and each contestant's own, so log p(x) only shows that something was measured.",
         ],
         values={
             "timings": timings_of(timings),
             "images": images,
             "draws": draws,
+            "auto": auto.value,
             "log_px": found,
             "versions": versions,
         },
     )
-    peak = peak_of(timings, Precision.FP32)
     for name, timing in timings.items():
+        peak = peak_of(timings, auto if in_auto(name) else Precision.FP32)
         result.rows.append(row(name, timing, images, draws, peak, found))
     return result
 

@@ -6,6 +6,7 @@ The seconds of a training are those of its updates, as its metrics have them.
 
     python benchmarks/nll.py nll-10 --seeds 3
     python benchmarks/nll.py nll-10 --seeds 3 --table --limit 1000     only measure, and on fewer digits
+    python benchmarks/nll.py nll-60 --seeds 1 --precision fp32         measure in float32, which takes twice as long
 
 A run that is there is not trained again, and one that was interrupted goes on.
 """
@@ -27,6 +28,7 @@ from rich.table import Table
 import lowerbound as lb
 from lowerbound.checkpoint import RunFolder
 from lowerbound.evaluation import Evaluation
+from lowerbound.training import Precision
 
 CONSOLE = Console(stderr=True)
 
@@ -51,13 +53,16 @@ def record(folder: Path, seed: int, measured: Evaluation) -> dict[str, Any]:
         "khat_bad": measured.khat_bad,
         "n": measured.n,
         "num_samples": measured.num_samples,
+        "precision": measured.precision,
         "training_seconds": run.read_metrics()[-1]["seconds"],
         "threads": run.read().record["threads"],
         "notes": list(measured.notes),
     }
 
 
-def table(recipe: str, folders: dict[int, Path], samples: int, limit: int | None) -> dict[str, Any]:
+def table(
+    recipe: str, folders: dict[int, Path], samples: int, limit: int | None, precision: Precision
+) -> dict[str, Any]:
     """Measures the trained seeds on the test digits, prints them and returns the record."""
     test = lb.open_data("mnist").binarised(lb.Binarise.DYNAMIC).test
     rows = []
@@ -70,6 +75,7 @@ def table(recipe: str, folders: dict[int, Path], samples: int, limit: int | None
                 num_samples=samples,
                 limit=limit,
                 gap=0,
+                precision=precision,
                 on_progress=lambda done, total, task=task: bar.update(task, completed=done, total=total),
             )
             rows.append(record(folder, seed, measured))
@@ -103,6 +109,9 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/nll"), help="where the runs are kept")
     parser.add_argument("--samples", type=int, default=5000, help="importance samples an example")
     parser.add_argument("--limit", type=int, help="measure so many digits only")
+    parser.add_argument(
+        "--precision", type=Precision, default=Precision.AUTO, help="the networks' arithmetic in measuring"
+    )
     parser.add_argument("--table", action="store_true", help="train nothing")
     parser.add_argument("--json", type=Path, help="also write the record here")
     options = parser.parse_args()
@@ -110,7 +119,7 @@ def main() -> None:
     if not options.table:
         for seed, folder in folders.items():
             train(options.recipe, folder, seed)
-    found = table(options.recipe, folders, options.samples, options.limit)
+    found = table(options.recipe, folders, options.samples, options.limit, options.precision)
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n")
 

@@ -21,7 +21,7 @@ from settings import Settings
 
 from lowerbound.training import Precision, resolve_precision
 
-FIRST = "notebook"
+FIRST, IN_AUTO = "notebook", "lowerbound auto"
 PRODUCTS = {Precision.FP32: ("products-fp32", "products-onednn"), Precision.BF16: ("products-bf16",)}
 
 
@@ -34,7 +34,7 @@ def contestants(auto: Precision) -> tuple[Contestant, ...]:
         Contestant("jax", "with_jax.py", "train", "jax"),
         Contestant("plain torch", "with_torch.py", "plain"),
         Contestant("lowerbound fp32", "with_lowerbound.py", "fp32"),
-        Contestant("lowerbound auto", "with_lowerbound.py", "auto"),
+        Contestant(IN_AUTO, "with_lowerbound.py", "auto"),
         *(Contestant(peak, "with_torch.py", peak) for peak in peaks),
     )
 
@@ -75,8 +75,7 @@ def throughput(settings: Settings) -> Result:
         },
     )
     for name, timing in timings.items():
-        in_auto = name == "lowerbound auto" or name in PRODUCTS[Precision.BF16]
-        peak = peak_of(timings, auto if in_auto else Precision.FP32)
+        peak = peak_of(timings, auto if in_auto(name) else Precision.FP32)
         result.rows.append(row(name, timing, timings, peak, operations, last[name]))
     return result
 
@@ -86,9 +85,14 @@ def peak_of(timings: dict[str, Timing], precision: Precision) -> Timing:
     return min((timings[name] for name in PRODUCTS[precision] if name in timings), key=lambda timing: timing.median)
 
 
-def peak_note(auto: Precision) -> str:
+def in_auto(name: str) -> bool:
+    """Whether a contestant's arithmetic is what `auto` chose, and so its peak."""
+    return name == IN_AUTO or name in PRODUCTS[Precision.BF16]
+
+
+def peak_note(auto: Precision, whose: str = "the network's") -> str:
     return (
-        "The peak is the faster of the products, on the network's shapes and in the same arithmetic: float32, "
+        f"The peak is the faster of the products, on {whose} shapes and in the same arithmetic: float32, "
         f"but for `auto`, which is {auto.value} here. Who multiplies with other kernels can be above it."
     )
 

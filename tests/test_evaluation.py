@@ -1,6 +1,7 @@
 """Evaluations: each number within its own stated error of the exact one, and every caveat in words."""
 
 import inspect
+import itertools
 import math
 
 import pytest
@@ -15,10 +16,13 @@ from lowerbound.data import ArraySource, Support
 from lowerbound.errors import UsageError
 from lowerbound.evaluation import SPLIT_EXAMPLES, compare, evaluate
 from lowerbound.evaluation.measuring import Plan
+from lowerbound.evidence import quadrature_evidence
 from lowerbound.flows import Chain, Permutation, inverse_autoregressive
 from lowerbound.model import VAE
+from lowerbound.nn import MLP
 from lowerbound.objectives import ELBO, IWAE
-from lowerbound.priors import MixtureOfNormals
+from lowerbound.priors import MixtureOfNormals, StandardNormal
+from lowerbound.training import Precision, autocast
 
 # Section 6 of the design, word for word.
 CONTRACT = set(
@@ -35,7 +39,7 @@ ADDED = set(
     split_gap split_gap_stderr split_gap_mc_stderr split_khat_bad split_n
     rate_per_dimension mutual_information mutual_information_stderr marginal_kl marginal_kl_stderr
     information_n information_outer information_saturated
-    rate_per_layer conditional num_codes codes_used perplexity
+    rate_per_layer conditional num_codes codes_used perplexity precision
     """.split()  # noqa: SIM905
 )
 SWEEP = ["num_samples", "log_px", "log_px_stderr", "log_px_mc_stderr"]
@@ -250,7 +254,7 @@ def test_a_point_has_a_distortion_and_active_units_and_nothing_else():
     found = evaluate(with_posterior(oracle, heads.Delta((5,), (2,))), source_of(oracle))
     assert {name for name, value in found.to_json().items() if value is not None} == {
         *("distortion", "distortion_stderr", "num_samples", "n", "active_units", "latent_dim", "likelihood"),
-        *("is_likelihood", "notes", "split_n", "units", "conditional"),
+        *("is_likelihood", "notes", "split_n", "units", "conditional", "precision"),
     }
     assert found.split_n == 0
 
@@ -368,3 +372,44 @@ def test_the_contract_holds_for_a_point_too(tmp_path):
     words = succeed(call("evaluate", path, "--limit", 20)).words
     assert "trained with Reconstruction" in words
     assert "evidence" not in words.split("Note:")[0]
+
+
+def steep() -> tuple[VAE, ArraySource]:
+    """A model of six pixels whose decoder is so steep that rounding it moves log p(x); and all 64 pictures."""
+    torch.manual_seed(0)
+    down, up = MLP((6,), (16,)), MLP((1,), (32, 32))
+    encoder = heads.Conditional(down, heads.DiagonalNormal(down.out_shape, (1,)))
+    decoder = heads.Conditional(up, heads.Bernoulli(up.out_shape, (6,)))
+    with torch.no_grad():
+        for weight in decoder.parameters():
+            weight.mul_(4)
+    x = torch.tensor(list(itertools.product([0.0, 1.0], repeat=6)))
+    return VAE(encoder, decoder, StandardNormal(1)).eval(), ArraySource(x, support=Support.BINARY)
+
+
+def test_evidence_in_bf16_is_that_of_the_rounded_model_which_is_a_model_too():
+    vae, pictures = steep()
+    exact = {}
+    for precision in (Precision.FP32, Precision.BF16):
+        with torch.no_grad(), autocast(precision, torch.device("cpu")):
+            log_px = quadrature_evidence(vae, pictures.examples(torch.arange(64)).x).log_px
+        assert log_px.exp().sum().item() == pytest.approx(1, abs=5e-4)
+        exact[precision] = log_px.mean().item()
+        found = evaluate(vae, pictures, num_samples=5000, gap=0, precision=precision)
+        assert found.precision == precision.value
+        assert abs(found.log_px - exact[precision]) < 4 * found.log_px_mc_stderr
+        # Far enough apart that the one could not be taken for the other.
+        assert found.log_px_mc_stderr < abs(exact[Precision.FP32] - exact[precision]) / 8 or precision is Precision.FP32
+        assert any("bf16" in note for note in found.notes) == (precision is Precision.BF16)
+
+
+def test_the_precision_is_an_option_of_the_command_line(tmp_path):
+    succeed(call(*tiny(tmp_path / "run")))
+    measuring = ["evaluate", tmp_path / "run", "--samples", 20, "--gap", 0, "--json"]
+    plain, rounded = (succeed(call(*measuring, *chosen)).json for chosen in ((), ("--precision", "bf16")))
+    assert (plain["precision"], rounded["precision"]) == ("fp32", "bf16")
+    assert plain["log_px"] != rounded["log_px"]
+    assert plain["log_px"] == pytest.approx(rounded["log_px"], abs=0.1)
+    refused = call(*measuring, "--precision", "fp8")
+    assert refused.status == 2
+    assert "auto, fp32, bf16" in refused.words

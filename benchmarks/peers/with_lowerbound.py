@@ -13,8 +13,9 @@ from protocol import arguments, serve
 import lowerbound as lb
 from lowerbound.data import ArraySource
 from lowerbound.recipes import tutorial
-from lowerbound.training import Means, Precision, TrainState
+from lowerbound.training import Means, Precision, TrainState, autocast
 
+EVIDENCE = {"evidence": Precision.FP32, "evidence-auto": Precision.AUTO}
 # Examples at a time, as `evaluate` takes them.
 TOGETHER = 20
 
@@ -51,25 +52,26 @@ def training(values: torch.Tensor, precision: Precision) -> Callable[..., dict[s
     return epoch
 
 
-def evidence(values: torch.Tensor) -> Callable[[int, int], dict[str, float]]:
+def evidence(values: torch.Tensor, precision: Precision) -> Callable[[int, int], dict[str, float]]:
     source = as_data(values)
     vae = tutorial(source).vae.eval()
 
     def measure(images: int, samples: int) -> dict[str, float]:
         total = 0.0
-        for index in torch.arange(images).split(TOGETHER):
-            total += lb.log_evidence(vae, source.test.examples(index).x, samples).log_px.sum().item()
+        with autocast(precision, torch.device("cpu")):
+            for index in torch.arange(images).split(TOGETHER):
+                total += lb.log_evidence(vae, source.test.examples(index).x, samples).log_px.sum().item()
         return {"log_px": total / images}
 
     return measure
 
 
 def main() -> None:
-    chosen = arguments("fp32", "auto", "evidence")
+    chosen = arguments("fp32", "auto", "evidence", "evidence-auto")
     torch.manual_seed(0)
     values = torch.from_numpy(np.load(chosen.digits))
-    if chosen.job == "evidence":
-        commands = {"evidence": evidence(values)}
+    if chosen.job in EVIDENCE:
+        commands = {"evidence": evidence(values, EVIDENCE[chosen.job])}
     else:
         commands = {"epoch": training(values, Precision(chosen.job))}
     serve(chosen.pipe, commands, lowerbound=lb.__version__, torch=torch.__version__)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lowerbound.cli.options import Data, DataDir, Device, Json, Run, Samples, Seed, Split
+from lowerbound.cli.options import Data, DataDir, Device, Json, Precision, Run, Samples, Seed, Split, precision_of
 from lowerbound.cli.show import job, print_comparison, print_evaluation, print_json
 from lowerbound.errors import UsageError
 
@@ -23,6 +23,7 @@ def evaluate(
     gap: int = SPLIT_EXAMPLES,
     seed: Seed = 0,
     data_dir: DataDir = None,
+    precision: Precision = "fp32",
     device: Device = "auto",
     json: Json = False,
 ) -> None:
@@ -54,6 +55,7 @@ def evaluate(
             limit=limit,
             gap=gap,
             seed=seed,
+            precision=precision_of(precision),
             objective=saved.objective,
             notes=saved.notes,
             on_progress=report,
@@ -72,6 +74,7 @@ def compare(
     gap: int = SPLIT_EXAMPLES,
     seed: Seed = 0,
     data_dir: DataDir = None,
+    precision: Precision = "fp32",
     device: Device = "auto",
     json: Json = False,
 ) -> None:
@@ -117,6 +120,7 @@ def compare(
             limit=limit,
             gap=gap,
             seed=seed,
+            precision=precision_of(precision),
             objectives={name: one.objective for name, one in saved.items()},
             notes={name: one.notes for name, one in saved.items()},
             on_progress=report,

@@ -19,6 +19,7 @@ from cyclopts import Parameter
 from docstring_parser import parse
 from rich.markup import escape
 
+from lowerbound.cli.options import precision_of
 from lowerbound.cli.show import TrainingProgress, job, print_evaluation, print_json, print_note, stdout
 from lowerbound.errors import DivergedError, UsageError, did_you_mean
 
@@ -364,16 +365,11 @@ def _found_before(folder: RunFolder, asked: dict[str, Any], common: Common) -> R
 
 
 def _changes(common: Common) -> dict[str, Any]:
-    from lowerbound.training import Precision
-
     changes: dict[str, Any] = {"seed": common.seed}
     if common.minutes is not None:
         changes["minutes"] = common.minutes
     if common.precision is not None:
-        known = [p.value for p in Precision]
-        if common.precision not in known:
-            raise UsageError(f"--precision should be one of {', '.join(known)}; got {common.precision!r}.")
-        changes["precision"] = Precision(common.precision)
+        changes["precision"] = precision_of(common.precision)
     return changes
 
 

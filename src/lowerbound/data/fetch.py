@@ -85,7 +85,7 @@ def obtain(files: RemoteFiles, file: str, data_dir: Path | None = None) -> bytes
     """
     found = find(files, file, data_dir)
     if found is not None:
-        return _verified(read_idx_bytes(found), files.sha256[file], str(found))
+        return _verified(read_idx_bytes(found), files, file, str(found))
     return _download(files, file, Search([str(folder) for folder in _folders(files, data_dir)]))
 
 
@@ -103,12 +103,13 @@ def _folders(files: RemoteFiles, data_dir: Path | None) -> list[Path]:
     return [*near, cache_dir() / files.name, *map(Path, files.system)]
 
 
-def _verified(content: bytes, expected: str, where: str) -> bytes:
-    found = hashlib.sha256(content).hexdigest()
+def _verified(content: bytes, files: RemoteFiles, file: str, where: str) -> bytes:
+    found, expected = hashlib.sha256(content).hexdigest(), files.sha256[file]
     if found != expected:
         raise DataError(
-            f"{where} is not the published file: its uncompressed sha256 should be {expected}, but is {found}. "
-            "Delete it and fetch it again."
+            f"{where} is not {file} of {files.name} as published: its uncompressed sha256 should be {expected}, but "
+            f"is {found}. If it is another data set's, keep each in a folder of its own name, {files.name}/ and the "
+            "other's, beside each other; if it is damaged, fetch it again."
         )
     return content
 
@@ -121,7 +122,7 @@ def _download(files: RemoteFiles, file: str, search: Search) -> bytes:
     for mirror in (*own, *files.mirrors):
         address = f"{mirror.rstrip('/')}/{file}.gz"
         try:
-            content = _verified(_unzipped(_request(address)), files.sha256[file], address)
+            content = _verified(_unzipped(_request(address)), files, file, address)
         except (OSError, EOFError, zlib.error, ValueError, http.client.HTTPException, DataError) as error:
             search.refused.append(f"{address} ({_reason(error)})")
             continue

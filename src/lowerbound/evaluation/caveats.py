@@ -7,6 +7,7 @@ from lowerbound.evaluation.measuring import Plan
 from lowerbound.evidence import KHAT_LIMIT, Defensive
 from lowerbound.metrics import CodebookUsage, Information
 from lowerbound.model import VAE
+from lowerbound.training import Precision
 
 # The share of examples with a high k-hat from which on something is said.
 _MANY = 0.1
@@ -71,6 +72,14 @@ def left_out(vae: VAE, plan: Plan, split_n: int) -> list[str]:
     return [
         f"the posterior gap is not split: how to look for the best posterior of one example is not known for {head}"
     ]
+
+
+def rounded(plan: Plan) -> list[str]:
+    """Returns which model the numbers are of, where the networks ran in less than float32."""
+    if plan.precision is Precision.FP32:
+        return []
+    numbers = "the ELBO, its parts and log p(x) are those of the model whose networks are rounded so"
+    return [f"the networks ran in {plan.precision.value}: {numbers}, and float32 gives slightly other ones"]
 
 
 def ceiling(information: Information | None) -> list[str]:

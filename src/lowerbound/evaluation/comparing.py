@@ -15,6 +15,7 @@ from lowerbound.evaluation.measuring import SPLIT_EXAMPLES, Plan, Report, measur
 from lowerbound.evaluation.summary import Evaluation, is_exact, summary
 from lowerbound.model import VAE
 from lowerbound.objectives import Objective
+from lowerbound.training import Precision
 
 _PAIRED = ("elbo", "log_px", "rate", "distortion", "posterior_gap", "approximation_gap", "amortisation_gap")
 Differences = tuple[float | None, ...]
@@ -73,6 +74,7 @@ def compare(
     limit: int | None = None,
     gap: int = SPLIT_EXAMPLES,
     seed: int = 0,
+    precision: Precision = Precision.FP32,
     objectives: Mapping[str, Objective] | None = None,
     notes: Mapping[str, tuple[str, ...]] | None = None,
     on_progress: Report | None = None,
@@ -86,6 +88,7 @@ def compare(
         limit: Measure only so many examples, the same for all, picked at random by a fixed seed.
         gap: Split the posterior gap on so many of these, the same for all; 0 to leave it out.
         seed: Seeds the draws.
+        precision: The arithmetic of the networks; see `evaluate`.
         objectives: What trained each model, by name.
         notes: Remarks on each model, by name.
         on_progress: Called with the work done, over all models, and its total, in passes of one z through the decoder.
@@ -102,7 +105,7 @@ def compare(
             if on_progress is not None:
                 on_progress(before * total + done, len(vaes) * total)
 
-        plan = Plan(num_samples, limit, gap, seed).fitted(vae)
+        plan = Plan(num_samples, limit, gap, seed, precision).fitted(vae)
         found, information = measure_all(vae, source, plan, report)
         measured.append(found)
         recovered, why_not = recovery(vae, source, plan)

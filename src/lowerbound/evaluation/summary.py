@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lowerbound.data import Source, Support
 from lowerbound.disentanglement import Disentanglement
-from lowerbound.evaluation.caveats import caveats, ceiling, codes, left_out, trust
+from lowerbound.evaluation.caveats import caveats, ceiling, codes, left_out, rounded, trust
 from lowerbound.evaluation.measuring import Plan
 from lowerbound.evidence import KHAT_LIMIT
 from lowerbound.metrics import Information, active_units, codebook_usage, of_layers
@@ -94,6 +94,7 @@ class Evaluation:
         perplexity: exp of the entropy of how often each is (`lowerbound.metrics.codebook_usage`).
         recovered: How well the components of z recover the true factors of the data, where those are known.
         units: "nats".
+        precision: The arithmetic of the networks: "fp32" or "bf16".
         per_piece: What a kind of data adds, where it is made of pieces (`per_piece`); in JSON beside the others.
     """
 
@@ -147,6 +148,7 @@ class Evaluation:
     perplexity: float | None
     recovered: Disentanglement | None = None
     units: str = "nats"
+    precision: str = "fp32"
     per_piece: Mapping[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -216,6 +218,7 @@ def summary(
         *codes(usage, plan.num_samples),
         *trust(khat_bad, split_khat_bad, of.mean("split_far")),
         *left_out(vae, plan, split_n),
+        *rounded(plan),
         *ceiling(information),
         *(objective.notes() if objective is not None else ()),
         *notes,
@@ -273,6 +276,7 @@ def summary(
         perplexity=None if usage is None else usage.perplexity,
         per_piece=_per_piece(vae, source, measured) if is_likelihood else {},
         recovered=recovered,
+        precision=plan.precision.value,
     )
 
 
