@@ -155,8 +155,8 @@ def peak(*command: str) -> dict[str, int]:
         "    lines = [line.split() for line in open('/proc/self/status')]\n"
         "    print('PEAK', *(words[1] for words in lines if words[0] in ('VmPeak:', 'VmHWM:')), file=sys.stderr)\n"
         "atexit.register(tell)\n"
-        "from lowerbound.cli import main\n"
-        "sys.exit(main(sys.argv[1:]))\n"
+        "from lowerbound.cli import run\n"
+        "run()\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, *command],
@@ -164,8 +164,6 @@ def peak(*command: str) -> dict[str, int]:
         stderr=subprocess.PIPE,
         text=True,
         check=False,
-        # As the console script has it. What that has glibc keep of freed memory is left out: it is not needed.
-        env={**os.environ, "ARROW_DEFAULT_MEMORY_POOL": "system"},
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (LIMIT, LIMIT)),
     )
     if done.returncode:

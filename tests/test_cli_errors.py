@@ -3,6 +3,8 @@
 import gzip
 import shutil
 import struct
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +194,39 @@ def test_a_folder_that_is_taken_is_exit_2_and_untouched(trained: Path, tmp_path:
     (other / "thesis.tex").write_text("years of work")
     assert_refused(call(*tiny(other)), 2, str(other))
     assert content_of(other) == {"thesis.tex": b"years of work"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the address space")
+@pytest.mark.parametrize("verb", ["sample", "train"])
+def test_too_little_memory_is_exit_6_and_costs_nothing_saved(trained: Path, tmp_path: Path, verb: str) -> None:
+    import resource
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))
+
+    before = content_of(trained)
+    if verb == "sample":
+        # 64 numbers each: 5 GB.
+        answer = run("sample", trained, "--n", 20_000_000, "--out", tmp_path / "x.npz", preexec_fn=limit)
+    else:
+        answer = run(*tiny(tmp_path / "x", width=12_000, depth=2), preexec_fn=limit)
+    assert_refused(answer, 6, "not enough memory", "Nothing that was saved is lost")
+    assert ("--resume" in answer.err) == (verb == "train"), "the only verb that has it"
+    assert content_of(trained) == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the address space")
+def test_glibc_is_left_alone_where_addresses_are_limited() -> None:
+    code = "from lowerbound.cli.app import _addresses_are_limited as limited; print(limited())"
+    limits = ("resource.RLIM_INFINITY", "4 << 30")
+    found = [
+        subprocess.check_output(
+            [sys.executable, "-c", f"import resource; resource.setrlimit(resource.RLIMIT_AS, [{soft}] * 2); {code}"],
+            text=True,
+        ).strip()
+        for soft in limits
+    ]
+    assert found == ["False", "True"]
 
 
 def test_an_empty_folder_is_free(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from lowerbound.evidence import (
     quadrature_evidence,
     sweep,
 )
+from lowerbound.evidence.checks import within
 from lowerbound.evidence.gap import free
 from lowerbound.evidence.streams import LogSums, Moments, pooled, stratified_stderr
 from lowerbound.flows import Flowed, inverse_autoregressive, real_nvp
@@ -574,3 +575,20 @@ def test_what_cannot_be_measured_is_refused_with_what_can():
     for measure, message in refused:
         with pytest.raises(UsageError, match=message):
             measure()
+
+
+def of_pixels(*shape: int) -> VAE:
+    down, up = MLP(shape, (4,)), MLP((2,), (4,))
+    encoder = heads.Conditional(down, heads.DiagonalNormal((4,), (2,)))
+    return VAE(encoder, heads.Conditional(up, heads.Bernoulli((4,), shape)), StandardNormal(2)).eval()
+
+
+def test_large_pictures_go_through_the_decoder_fewer_at_a_time():
+    assert within(2000, of_pixels(1, 28, 28)) == 2000
+    vae, seen = of_pixels(3, 256, 256), []
+    vae.decoder.network.register_forward_hook(lambda network, given, features: seen.append(len(features)))
+    found = log_evidence(vae, torch.zeros(2, 3, 256, 256), 50)
+    assert sum(seen) == 100
+    # Each of a likelihood's arrays is then 8 MiB at most.
+    assert max(seen) * 3 * 256 * 256 <= 2**21
+    assert found.log_px.isfinite().all()

@@ -6,7 +6,7 @@ LowerboundError
 ├── DataError         3   a source that is unknown, broken, unobtainable, or holds impossible values
 ├── CheckpointError   4   what is no run folder, or a damaged one
 ├── DivergedError     5   a loss that is no number any more
-└── ResourceError     6   a full disk, a folder in use, a missing optional package
+└── ResourceError     6   a full disk, too little memory, a folder in use, a missing optional package
 ```
 
 A message is one paragraph: what was expected, what was found, what to do.
@@ -52,7 +52,7 @@ class DivergedError(LowerboundError):
 
 
 class ResourceError(LowerboundError):
-    """The machine refused: a full disk, a folder in use, an optional package that is not installed."""
+    """The machine refused: a full disk, too little memory, a folder in use, an optional package that is not there."""
 
     exit_status = 6
 

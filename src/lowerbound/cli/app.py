@@ -16,7 +16,7 @@ import cyclopts
 import lowerbound
 from lowerbound.cli import judge, listing, make, score, tables, train
 from lowerbound.cli.show import print_error, print_note
-from lowerbound.errors import LowerboundError
+from lowerbound.errors import LowerboundError, ResourceError
 
 _EPILOGUE = """Begin here (real digits, offline, half a minute):
 
@@ -25,10 +25,11 @@ _EPILOGUE = """Begin here (real digits, offline, half a minute):
   lowerbound sample runs/first --n 64 --out samples.png
 
 Exit status: 0 done, 1 our bug, 2 usage, 3 data, 4 checkpoint, 5 diverged,
-6 resource (disk, lock, missing package), 75 stopped by a signal and saved,
-130 interrupted.
+6 resource (disk, memory, lock, missing package), 75 stopped by a signal and
+saved, 130 interrupted.
 """
 _INTERRUPTED = 130
+_TORCH_LACKS = ("can't allocate memory", "not enough memory")
 # From glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
@@ -86,13 +87,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _INTERRUPTED
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else 0
-    except Exception:
+    except Exception as error:
+        if _is_lack_of_memory(error):
+            # What fills the memory hangs on the frames that failed, and even this message needs some.
+            error.__traceback__ = error.__context__ = None
+            print_error(_no_memory(error, given))
+            return ResourceError.exit_status
         traceback.print_exc()
         print_error("This is a bug in lowerbound. Please report it with the lines above.")
         return 1
     finally:
         warnings.showwarning = shown
     return status if isinstance(status, int) else 0
+
+
+def _no_memory(error: Exception, given: Sequence[str]) -> str:
+    said = (str(error) or type(error).__name__).splitlines()[0].rpartition("DefaultCPUAllocator: ")[2]
+    training = "A smaller --batch-size, network or picture needs less; --resume goes on from the last checkpoint."
+    todo = training if given[:1] == ["train"] else "Ask for less at a time, or use a machine with more."
+    return f"There is not enough memory for this ({said}). Nothing that was saved is lost. {todo}"
+
+
+def _is_lack_of_memory(error: Exception) -> bool:
+    # torch has a class for a full accelerator; for the processor's memory it has but a text.
+    lacks = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return lacks or (isinstance(error, RuntimeError) and any(text in str(error) for text in _TORCH_LACKS))
 
 
 def run() -> None:
@@ -114,11 +133,20 @@ def _keep_freed_memory() -> None:
 
     It otherwise gives blocks of some megabytes back to the system each time, and gets them anew page by page: with four
     of them, an operation on log-densities took up to fifteen times as long (measured), and a training step with several
-    draws a sixth longer. Whoever sets glibc's own variables is left alone.
+    draws a sixth longer. Whoever sets glibc's own variables is left alone, and so is a process whose address space is
+    limited (`ulimit -v`, a cluster's): what is kept lies in pieces, and takes addresses that may be wanted elsewhere.
     """
-    if any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
+    if any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ) or _addresses_are_limited():
         return
     with suppress(AttributeError, OSError, TypeError):  # another C library, or none of its own
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_M_MMAP_THRESHOLD, 32 << 20)
         mallopt(_M_TRIM_THRESHOLD, 512 << 20)
+
+
+def _addresses_are_limited() -> bool:
+    try:
+        import resource
+    except ImportError:  # not a Unix
+        return False
+    return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY

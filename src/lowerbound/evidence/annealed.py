@@ -39,7 +39,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from lowerbound.errors import UsageError
-from lowerbound.evidence.checks import CHUNK, check_continuous, check_density, check_examples, draw, parts
+from lowerbound.evidence.checks import CHUNK, check_continuous, check_density, check_examples, draw, parts, within
 from lowerbound.evidence.streams import LogSums
 from lowerbound.model import VAE
 
@@ -140,7 +140,8 @@ def annealed_evidence(
         vae: The model, in evaluation mode.
         x: Examples, `[B, *event]`.
         annealing: How to anneal; the defaults of `Annealing` when None.
-        chunk: Decoder inputs a pass (chains times examples); memory is proportional to it.
+        chunk: Decoder inputs (chains times examples) a pass at most, fewer where x is large; memory is proportional to
+            it.
 
     Raises:
         UsageError: There are no examples, or chains are to start from a q that has no density.
@@ -149,7 +150,7 @@ def annealed_evidence(
     check_examples(x)
     betas = annealing.schedule()
     found = []
-    for one, some in parts(vae, x, max(1, chunk // max(annealing.chains, annealing.pilot_chains))):
+    for one, some in parts(vae, x, max(1, within(chunk, vae) // max(annealing.chains, annealing.pilot_chains))):
         path = Path.of(one, some, annealing.start)
         steps = tuned_steps(path, annealing)
         log_w, acceptance = anneal(path, path.at(path.draw(annealing.chains)), betas, steps, annealing.leapfrog)

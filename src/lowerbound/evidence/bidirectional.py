@@ -27,7 +27,7 @@ from torch import Tensor
 
 from lowerbound.errors import UsageError
 from lowerbound.evidence.annealed import AnnealedEvidence, Annealing, Path, anneal, joined, summary, tuned_steps
-from lowerbound.evidence.checks import CHUNK, draw
+from lowerbound.evidence.checks import CHUNK, draw, within
 from lowerbound.model import VAE
 
 
@@ -85,7 +85,8 @@ def bidirectional(vae: VAE, n: int, annealing: Annealing | None = None, *, chunk
         vae: The model, in evaluation mode.
         n: How many examples to simulate, at least 1.
         annealing: How to anneal; the defaults of `Annealing` when None.
-        chunk: Decoder inputs a pass (chains times examples); memory is proportional to it.
+        chunk: Decoder inputs (chains times examples) a pass at most, fewer where x is large; memory is proportional to
+            it.
 
     Raises:
         UsageError: `n` is below 1, or chains are to start from a q that has no density.
@@ -93,6 +94,7 @@ def bidirectional(vae: VAE, n: int, annealing: Annealing | None = None, *, chunk
     if n < 1:
         raise UsageError(f"Bidirectional Monte Carlo needs at least 1 simulated example; got n={n}. Ask for 20 or so.")
     annealing = Annealing() if annealing is None else annealing
+    chunk = within(chunk, vae)
     size = max(1, chunk // max(annealing.chains, annealing.pilot_chains))
     rows = [slice(start, min(start + size, n)) for start in range(0, n, size)]
     done = [_sandwich(vae.part(some), some.stop - some.start, annealing) for some in rows]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from torch import Tensor
@@ -12,6 +13,8 @@ from lowerbound.model import VAE
 
 # Decoder inputs a pass: enough to fill the matrix units, few enough to stay in the processor's cache.
 CHUNK = 2000
+# Numbers of x in such a pass, which is shorter where x is large: a likelihood makes a dozen arrays of that size.
+_VALUES = 1 << 21
 
 
 def check_examples(x: Tensor) -> None:
@@ -63,6 +66,11 @@ def draw(distribution: Distribution, draws: int, examples: int) -> Tensor:
     """Draws z, `[draws, examples, *latent]`, whether there is one distribution for all examples or one for each."""
     z: Tensor = distribution.sample((draws,) if distribution.batch_shape else (draws, examples))
     return z
+
+
+def within(chunk: int, vae: VAE) -> int:
+    """Returns how many decoder inputs a pass may really have: fewer than asked for where x is large."""
+    return max(1, min(chunk, _VALUES // math.prod(vae.event_shape)))
 
 
 def passes(total: int, examples: int, chunk: int) -> Iterator[int]:

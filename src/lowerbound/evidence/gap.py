@@ -44,7 +44,7 @@ from torch.distributions import Distribution, MultivariateNormal
 
 from lowerbound.distributions import DiagonalNormal, FullNormal, analytic_kl
 from lowerbound.errors import UsageError
-from lowerbound.evidence.checks import CHUNK, check_continuous, check_density, check_examples, parts
+from lowerbound.evidence.checks import CHUNK, check_continuous, check_density, check_examples, parts, within
 from lowerbound.evidence.proposals import Defensive, Mixture
 from lowerbound.evidence.streams import Tail
 from lowerbound.flows import Flowed
@@ -152,7 +152,7 @@ def posterior_gap(
         x: Examples, `[B, *event]`.
         num_samples: K, the draws that each bound is measured with, at least 2.
         refinement: How q* is looked for; the defaults of `Refinement` when None.
-        chunk: Decoder inputs a pass (draws times examples).
+        chunk: Decoder inputs (draws times examples) a pass at most, fewer where x is large.
 
     Raises:
         UsageError: `num_samples` is below 2, there are no examples, or q has no density or cannot be freed.
@@ -166,6 +166,7 @@ def posterior_gap(
     check_examples(x)
     check_density(vae, "has no gap to log p(x)")
     check_continuous(vae, "to fit a better q of")
+    chunk = within(chunk, vae)
     size = max(1, chunk // refinement.draws)
     found = [_gap(one, some, num_samples, refinement, chunk) for one, some in parts(vae, x, size)]
     return Gap(**{f.name: torch.cat([getattr(gap, f.name) for gap in found]) for f in fields(Gap)})

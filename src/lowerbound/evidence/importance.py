@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from lowerbound.errors import UsageError
-from lowerbound.evidence.checks import CHUNK, check_density, check_draws, check_examples, parts, passes
+from lowerbound.evidence.checks import CHUNK, check_density, check_draws, check_examples, parts, passes, within
 from lowerbound.evidence.proposals import Defensive, Mixture
 from lowerbound.evidence.streams import LogSums, Moments, Tail, pooled, stratified_stderr
 from lowerbound.model import VAE, Trace
@@ -105,8 +105,8 @@ def log_evidence(
             same draws, cut into K // k groups of k, and averaged over the groups.
         defensive: Draw from a mixture of q, q widened and the prior instead of q alone. The bound and its parts
             (`elbo`, `distortion`, `rate`) still are those of q, from the draws that q gave.
-        chunk: Decoder inputs a pass (draws times examples); memory is proportional to it, the result does not depend
-            on it but for the noise.
+        chunk: Decoder inputs (draws times examples) a pass at most, fewer where x is large; memory is proportional to
+            it, the result does not depend on it but for the noise.
 
     Raises:
         UsageError: `num_samples` is below 1, there are no examples, or q has no density; a k is not from 1 to K, or is
@@ -115,6 +115,7 @@ def log_evidence(
     check_draws(num_samples)
     check_examples(x)
     check_density(vae, "cannot propose draws to weigh")
+    chunk = within(chunk, vae)
     _check_levels(ks, num_samples, defensive)
     strata: dict[int, LogSums] = {}
     tail, terms, levels = Tail(num_samples), _Terms(), [_Groups(k) for k in ks]
@@ -249,7 +250,8 @@ def sweep(
         vae: The model, in evaluation mode.
         examples: `[N, *event]`, or batches of such, which need not be in memory at the same time.
         ks: Numbers of draws, at least 1.
-        chunk: Decoder inputs a pass; memory is proportional to it and grows neither with k nor with N.
+        chunk: Decoder inputs a pass at most, fewer where x is large; memory is proportional to it and grows neither
+            with k nor with N.
 
     Raises:
         UsageError: A k is below 1 or there is none, there are no examples, or q has no density.

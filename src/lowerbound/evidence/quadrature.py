@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from lowerbound.errors import UsageError
-from lowerbound.evidence.checks import CHUNK, check_continuous, check_examples, draw
+from lowerbound.evidence.checks import CHUNK, check_continuous, check_examples, draw, within
 from lowerbound.model import VAE
 
 # Nats below the peak at which the integrand is cut off, and the largest share of the mass that may lie at the border.
@@ -75,7 +75,7 @@ def quadrature_evidence(
         points: P, grid points along each component, at least 9; an odd number. The decoder sees
             points^D inputs an example a round, of which there are 3 to 5 as a rule.
         reach: How far the first grid goes from the means of the prior and of q, in their standard deviations.
-        chunk: Decoder inputs a pass.
+        chunk: Decoder inputs a pass at most, fewer where x is large.
 
     Raises:
         UsageError: The model has more than 2 latent components, there are no examples, `points` will not do, or mass
@@ -84,7 +84,7 @@ def quadrature_evidence(
     check_examples(x)
     check_continuous(vae, "to integrate on a grid")
     _check_grid(vae, points, reach)
-    joint = _Joint(vae, x, chunk)
+    joint = _Joint(vae, x, within(chunk, vae))
     axes = _first_axes(vae, x, points, reach)
     log_joint = joint(axes)
     for _ in range(_ROUNDS):
