@@ -202,6 +202,21 @@ def test_rows_are_made_with_given_cells(folder, tmp_path):
     assert np.mean([int(row[0]) for row in body]) < 32
 
 
+def test_a_given_cell_may_be_of_a_column_with_an_equals_sign_in_its_name(folder, tmp_path):
+    out = tmp_path / "made.csv"
+    succeed(call("sample", folder / "run", "--n", 5, "--out", out, "--where", "=x=0.125", "--where", "city==Bonn"))
+    assert {(row[5], row[2]) for row in load(out)[1]} == {("0.125", "'=Bonn")}
+
+
+def test_rows_are_drawn_whatever_they_are_written_as(folder, tmp_path):
+    """The mean of p(x|z) has the likeliest labels and no noise: it is no row."""
+    succeed(call("sample", folder / "run", "--n", 300, "--out", tmp_path / "x.npz"))
+    succeed(call("sample", folder / "run", "--n", 300, "--out", tmp_path / "x.parquet"))
+    x, rows_made = np.load(tmp_path / "x.npz")["x"], pq.read_table(tmp_path / "x.parquet")
+    np.testing.assert_array_equal(x[:, 0], rows_made["age"].to_numpy())
+    assert x[:, 5].std() > 0.5
+
+
 def test_codes_are_written_in_the_order_of_a_new_file(folder, tmp_path):
     source = save(tmp_path / "new.csv", rows(30, 4, 0.1))
     out = tmp_path / "codes.csv"
@@ -251,6 +266,13 @@ REFUSED = {
     "too few tables": (("impute", "{run}", "--data", "{csv}", "--out", "x.csv", "--multiple", "-1"), 2, "--multiple"),
     "no column": (("sample", "{run}", "--out", "x.csv", "--where", "town=Oslo"), 2, "COLUMN=VALUE"),
     "no label": (("sample", "{run}", "--out", "x.csv", "--where", "city=Paris"), 2, "Oslo"),
+    "no cell": (("sample", "{run}", "--out", "x.csv", "--where", "city"), 2, "COLUMN=VALUE"),
+    "a number that x has no room for": (("sample", "{run}", "--out", "x.csv", "--where", "=x=1e300"), 2, "'1e300'"),
+    "two cells of a column": (
+        ("sample", "{run}", "--out", "x.csv", "--where", "sick=yes", "--where", "sick=no"), 2, "'sick' twice",
+    ),
+    "a mean of rows": (("sample", "{run}", "--out", "x.csv", "--no-draw"), 2, "drawn"),
+    "a mean of rows as numbers": (("sample", "{run}", "--out", "x.npz", "--no-draw"), 2, "drawn"),
     "where without a table": (("sample", "{run}", "--out", "x.npz", "--where", "city=Oslo"), 2, "--where"),
     "label of a table": (("sample", "{run}", "--out", "x.csv", "--label", "1"), 2, "--where"),
     "kinds of a picture": (
