@@ -167,6 +167,63 @@ def test_a_parquet_file_is_filled_with_its_types(folder, tmp_path):
     ]
 
 
+def parquet_of(path: Path, body: list[list[str]], **changed: pa.Array) -> Path:
+    """Saves people as Parquet, text in all columns but those given."""
+    columns = dict(zip(HEADER, zip(*body, strict=True), strict=True))
+    arrays = {name: pa.array([v or None for v in cells]) for name, cells in columns.items()}
+    pq.write_table(pa.table(arrays | changed), path)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_of_columns_that_parquet_has_no_type_for_nothing_is_known(folder, tmp_path, suffix):
+    """As pandas writes a column of None."""
+    nulls = {name: pa.nulls(20) for name in ("age", "income", "city", "since", "sick")}
+    source = parquet_of(tmp_path / "t.parquet", rows(20, 3, 0.0), **nulls)
+    out = tmp_path / f"out{suffix}"
+    told = succeed(call("impute", folder / "run", "--data", source, "--out", out, "--samples", 20, "--json"))
+    assert told.json["filled"] == 100
+    if suffix == ".csv":
+        assert all(all(row) for row in load(out)[1])
+        return
+    filled = pq.read_table(out)
+    types = [str(filled.schema.field(name).type) for name in nulls]
+    assert types == [
+        "int64",
+        "double",
+        "string",
+        "date32[day]",
+        "string",
+    ]
+    assert all(filled[name].null_count == 0 for name in nulls)
+
+
+def test_a_column_that_is_no_text_is_copied_to_parquet_and_refused_as_text(folder, tmp_path):
+    source = parquet_of(tmp_path / "t.parquet", rows(20, 3, 0.3), tags=pa.array([["a", "b"]] * 20))
+    out = tmp_path / "out.parquet"
+    succeed(call("impute", folder / "run", "--data", source, "--out", out, "--samples", 20))
+    assert pq.read_table(out)["tags"].to_pylist() == [["a", "b"]] * 20
+    refused = call("impute", folder / "run", "--data", source, "--out", tmp_path / "out.csv", "--samples", 20)
+    assert_refused(refused, 2, "list<", ".parquet")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.parquet", "t.parquet"]
+
+
+def test_an_interval_has_no_name_that_the_file_has_already(folder, tmp_path):
+    source = save(tmp_path / "t.csv", [[*row, "1"] for row in rows(20, 3, 0.3)], [*HEADER, "age_low"])
+    words = ("impute", folder / "run", "--data", source, "--out", tmp_path / "out.csv", "--samples", 20)
+    assert_refused(call(*words, "--intervals"), 2, "'age_low' twice")
+    assert not (tmp_path / "out.csv").exists()
+    succeed(call(*words))
+
+
+def test_folders_are_made_for_tables_as_for_all_that_is_written(folder, tmp_path):
+    out = tmp_path / "new" / "folder" / "made.csv"
+    succeed(call("sample", folder / "run", "--n", 3, "--out", out))
+    assert len(load(out)[1]) == 3
+    (tmp_path / "file").touch()
+    assert_refused(call("sample", folder / "run", "--out", tmp_path / "file" / "made.csv"), 6, "could not be written")
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet"])
 def test_rows_are_made(folder, tmp_path, suffix):
     out = tmp_path / f"made{suffix}"

@@ -379,6 +379,7 @@ def check_types(file: TableFile, used: Iterable[str]) -> None:
     known = (
         types.is_boolean, types.is_integer, types.is_floating, types.is_decimal,
         types.is_string, types.is_large_string, types.is_date, types.is_timestamp,
+        types.is_null,  # a column without any cell, of which no type is known
     )  # fmt: skip
     wrong = [f"{name} ({type_of[name]})" for name in used if not any(is_one(type_of[name]) for is_one in known)]
     if wrong:
