@@ -70,6 +70,19 @@ def test_the_kind_of_a_column_is_told_by_its_cells(name, file):
     assert one(file, cells).kind is kind
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_empty_lines_before_the_header_are_none_of_the_rows(end, mark, file):
+    """In a table of one column an empty line is a row behind the header, and only there."""
+    file.write_text(mark + end.join(["", "", "v", "1.5", "", "2.25", "4.5"]), newline="")
+    table = Table().fitted(file)
+    assert [(c.name, c.kind) for c in table.columns] == [("v", Kind.REAL)]
+    assert table.read(file).raw["v"].to_pylist() == ["1.5", "", "2.25", "4.5"]
+    file.write_text(mark + end.join(["", "v,w", "1.5,1", "", "2.25,2", "4.5,7"]), newline="")
+    table = Table().fitted(file)
+    assert table.read(file).raw["v"].to_pylist() == ["1.5", "2.25", "4.5"]
+
+
 def test_the_user_has_the_last_word(file):
     assert one(file, [0, 1, 1, 0, 2], kind=Kind.REAL).kind is Kind.REAL
     assert one(file, [1, 2, 30], kind=Kind.CATEGORICAL).levels == ("1", "2", "30")

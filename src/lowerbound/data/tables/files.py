@@ -167,7 +167,9 @@ class _TextFile(TableFile):
         with path.open("rb") as file:
             beginning = file.read(_HEADER + len(_MARK))
         self._offset = len(_MARK) if beginning.startswith(_MARK) else 0
-        first = beginning[self._offset :].decode("utf-8", "ignore").lstrip("\r\n")
+        # In a table of one column an empty line is a row, but not before the header.
+        self._offset += len(beginning) - self._offset - len(beginning[self._offset :].lstrip(b"\r\n"))
+        first = beginning[self._offset :].decode("utf-8", "ignore")
         self._separator = separator_of(first.partition("\n")[0], path.suffix)
         try:
             header = next(csv.reader(io.StringIO(first, newline=""), delimiter=self._separator), [])
