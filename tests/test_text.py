@@ -462,6 +462,20 @@ def test_new_text_is_read_as_that_of_the_training(trained, tmp_path):
     assert_refused(call("evaluate", trained[0], "--data", other), 3, str(other), "has none of the")
 
 
+def test_bytes_may_be_anything(tmp_path):
+    """Of what is no UTF-8 too: what a token is must be known before the file is opened."""
+    path = tmp_path / "any.txt"
+    path.write_bytes(b"\n".join(bytes([0, 200 + i % 50, 255, 65 + i % 7]) for i in range(40)))
+    words = ("train", "text", "--data", path, "--out", tmp_path / "run", "--epochs", 1, "--width", 4, "--device", "cpu")
+    words += ("--batch-size", 8, "--json")
+    assert_refused(call(*words), 3, "--unit bytes")
+    succeed(call(*words, "--unit", "bytes"))
+    assert lb.load(tmp_path / "run").likelihood.unit == "byte"
+    assert call(*words, "--unit", "bytes", "--resume").status == 0
+    succeed(call("sample", tmp_path / "run", "--n", 3, "--out", tmp_path / "made.txt"))
+    assert (tmp_path / "made.txt").read_bytes().count(b"\n") == 3
+
+
 def test_what_is_no_text_is_refused_by_the_commands(trained, tmp_path):
     bad = tmp_path / "bad.txt"
     bad.write_bytes(b"one\ntwo\n\xff\n")

@@ -310,10 +310,11 @@ def _train(name: str, recipe: Callable[..., Run], settings: dict[str, Any], comm
     device = resolve_device(common.device)
     folder = RunFolder(common.out)
     folder.check_free(may_exist=common.resume or common.overwrite)
+    told = {**common.reading, **_unit_of(settings)}
     asked = {
         "recipe": name,
         "settings": {s.name: _plain(settings.get(s.name, s.default)) for s in recipe_settings(recipe)},
-        "reading_options": {option: spec.describe(value) for option, value in common.reading.items()},
+        "reading_options": {option: spec.describe(value) for option, value in told.items()},
     }
     found = _found_before(folder, asked, common)
     with job("reading") as report:
@@ -322,7 +323,7 @@ def _train(name: str, recipe: Callable[..., Run], settings: dict[str, Any], comm
             data_dir=common.data_dir,
             num_valid=common.valid,
             reading=found,
-            options=common.reading if found is None else None,
+            options=told if found is None else None,
             on_progress=report,
         )
     run = prepare(recipe, source, settings, _changes(common))
@@ -343,6 +344,15 @@ def _train(name: str, recipe: Callable[..., Run], settings: dict[str, Any], comm
             if common.resume:
                 print_note(f"There was no run in {common.out} yet: beginning it.")
         return _carry_out(experiment, common)
+
+
+def _unit_of(settings: dict[str, Any]) -> dict[str, Any]:
+    """Returns what a setting says of how a file of text is to be read: what is none in UTF-8 opens as bytes alone."""
+    from lowerbound.data import Unit
+    from lowerbound.recipes.text import UnitName
+
+    unit = settings.get("unit")
+    return {"unit": Unit(unit.value)} if isinstance(unit, UnitName) and unit is not UnitName.AUTO else {}
 
 
 def _found_before(folder: RunFolder, asked: dict[str, Any], common: Common) -> Reading | None:
