@@ -320,6 +320,11 @@ BROKEN = {
         "nearly every cell of the column 'a' is an ISO date, but not at row 41: '2024-02-30'",
     ),
     "names": (b"a\n" + b"\n".join(b"person %d" % i for i in range(60)), "60 different values in 60 cells"),
+    "decimal commas": (b"a;b\n" + b"\n".join(b"%d;%d,5" % (i, i % 3) for i in range(30)), "point before decimals"),
+    "commas between thousands": (
+        b"a\n" + b"\n".join(b'"1,%03d.50"' % i for i in range(30)), "row 1: '1,000.50'; row 2: '1,001.50'",
+    ),
+    "numbers beyond what has a mean": (b"a\n" + b"\n".join(b"%de307" % i for i in range(1, 18)), "row 1: '1e307'"),
     "an endless number": (b"a\n" + b"1.5\n" * 30 + b"1e999\n", "row 31: '1e999'"),
     "a huge cell": (b"a,b\n1,2\n3," + b"x" * (2 << 20) + b"\n", "the longest of 2,097,152"),
     "a long label": (b"a\n" + b"x\n" * 30 + b"y" * 1001 + b"\n", "at most 1,000 letters"),
@@ -334,6 +339,28 @@ def test_what_is_wrong_with_a_file_is_said(name, file):
         open_data(str(file))
     assert message in str(raised.value)
     assert file.name in str(raised.value)
+
+
+def test_large_numbers_have_units_and_what_has_none_is_refused(file, tmp_path):
+    """Of equal numbers as large as these the mean is a little off, which must not become a large x."""
+    assert one(file, [f"{10**30 + i}" for i in range(30)]).scale >= 1.0
+    assert abs(Table().read(file).x).max() <= 2.0
+    spread = one(file, [f"{2**53 + 100 * i}" for i in range(30)])
+    assert spread.scale == pytest.approx(100 * np.arange(30).std())
+    far = one(file, [f"{i % 2 * 2 - 1}e299" for i in range(30)] + ["3e299"])
+    assert math.isfinite(far.loc)
+    assert math.isfinite(far.scale)
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"v": [1e301, 1.5, 2.5] * 4, "w": [math.inf, 1.5, 2.5] * 4}), path)
+    for name in "vw":
+        with pytest.raises(DataError, match=rf"'{name}' should hold finite numbers .* row 1: .*--ignore {name}"):
+            Table(ignore=("vw".replace(name, ""),)).fitted(path)
+
+
+def test_labels_with_commas_are_labels_where_that_is_said(file):
+    file.write_text("a;b\n" + "\n".join(f"{i};{i % 3},5" for i in range(30)))
+    columns = Table((Column("b", Kind.CATEGORICAL),)).fitted(file).columns
+    assert columns[1].levels == ("0,5", "1,5", "2,5")
 
 
 def test_five_offenders_are_named_and_the_rest_counted(file):

@@ -17,6 +17,10 @@ from lowerbound.errors import ResourceError
 
 MISSING = ("", "NA", "N/A", "n/a", "na", "#N/A", "<NA>", "NaN", "nan", "NULL", "Null", "null", "?")
 _NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
+# 1,5 and 1,234.50 and 1.234,50
+_OTHER_NUMBER = r"^[+-]?(\d+,\d+|\d{1,3}(,\d{3})+(\.\d+)?|\d{1,3}([.' ]\d{3})+,\d+)$"
+# Of numbers up to that, as many as there can be have a sum, and a distance from their mean.
+LARGEST = 1e300
 _SECONDS = 86_400.0
 _EPOCH = datetime(1970, 1, 1)
 
@@ -72,7 +76,7 @@ def labels(array: Any) -> Any:
 def numbers(array: Any) -> tuple[np.ndarray, np.ndarray]:
     """Returns cells as numbers, float64 `[N]` with NaN where there is none, and where they are bad.
 
-    Infinities, and what is too large for a float64, are bad.
+    Infinities, and what is beyond `LARGEST`, are bad.
 
     Example:
         >>> import pyarrow
@@ -88,9 +92,25 @@ def numbers(array: Any) -> tuple[np.ndarray, np.ndarray]:
         bad = _numpy(pa.compute.fill_null(pa.compute.invert(fits), False))
         array = pa.compute.if_else(fits, text, pa.scalar(None, text.type))
     values = np.array(array.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False), dtype=np.float64)
-    infinite = np.isinf(values)
-    values[infinite] = np.nan
-    return values, bad | infinite
+    with np.errstate(invalid="ignore"):
+        endless = np.abs(values) > LARGEST
+    values[endless] = np.nan
+    return values, bad | endless
+
+
+def nearly_numbers(array: Any) -> np.ndarray:
+    """Returns where text is what people write for a number, but none here: with commas, or too large; bool `[N]`.
+
+    Example:
+        >>> import pyarrow
+        >>> nearly_numbers(pyarrow.array(["1,5", "1,234.50", "1e999", "1.5", "a, b", ""])).tolist()
+        [True, True, True, False, False, False]
+    """
+    pa = arrow()
+    text = trimmed(array)
+    other = [pa.compute.match_substring_regex(text, pattern) for pattern in (_OTHER_NUMBER, _NUMBER)]
+    commas, plain = (_numpy(pa.compute.fill_null(one, False)) for one in other)
+    return commas | (plain & numbers(array)[1])
 
 
 def days(array: Any) -> tuple[np.ndarray, np.ndarray, bool]:

@@ -4,6 +4,7 @@ In this order:
 
 * what Parquet says is a Boolean is binary, a date or a time stamp a date;
 * text of which every cell is a number is taken as numbers, and text of which every cell is an ISO date as dates;
+  where nearly every cell is one, or they are numbers with decimal commas, it is refused;
 * other text is binary with two labels, and categorical with more, up to half as many as there are cells and 1,000;
 * whole numbers are binary where there are two of them, categorical where there are at most 10 and each occurs five
   times in the mean (codes of classes), and counts where none is negative or above 2^24;
@@ -14,6 +15,7 @@ Where that is not what they are, say it: `Table(columns=...)`, `--columns`.
 
 from __future__ import annotations
 
+from lowerbound.data.tables.cells import LARGEST
 from lowerbound.data.tables.columns import Column, Kind
 from lowerbound.data.tables.tally import FEW_LEVELS, Moments, Numbers, Tally, Wrong, short
 from lowerbound.errors import DataError
@@ -71,7 +73,10 @@ def _kind(tally: Tally, where: str) -> Kind:
         return _kind_of_numbers(tally.numbers)
     name = tally.name
     if not tally.is_text:
-        raise DataError(f"{where}: the column {name!r} should hold finite numbers, but not at {tally.bad}.")
+        raise DataError(
+            f"{where}: the column {name!r} should hold finite numbers of up to {LARGEST:g}, but not at {tally.bad}. "
+            f"Mend those cells (null where they are not known), or leave the column out: --ignore {name}."
+        )
     if not tally.undated.count:
         return Kind.DATE
     for what, wrong in (("a number", tally.bad), ("an ISO date", tally.undated)):
@@ -81,6 +86,12 @@ def _kind(tally: Tally, where: str) -> Kind:
                 f"cells (leave them empty if they are not known), or say that they are labels: --columns "
                 f"{name}=categorical."
             )
+    if tally.bad.count - tally.nearly.count < (1 - _MOSTLY) * tally.there:
+        raise DataError(
+            f"{where}: the column {name!r} has numbers that are not written as they are read here, at "
+            f"{tally.nearly}. Write a point before decimals, nothing between thousands, and nothing beyond "
+            f"{LARGEST:g}; or say that they are labels: --columns {name}=categorical."
+        )
     if len(tally.labels.counts) > max(_ALWAYS_ALLOWED, min(MAX_LEVELS, tally.there // 2)):
         raise DataError(
             f"{where}: the column {name!r} holds text, with {tally.labels} different values in {tally.there:,} "
@@ -107,8 +118,8 @@ def _kind_of_numbers(numbers: Numbers) -> Kind:
 
 def _with_units(tally: Tally, kind: Kind) -> Column:
     moments = tally.values if tally.declared is not None else _moments_of(tally, kind)
-    # What is left of a constant column is rounding.
-    scale = moments.std if moments.std > 1e-7 * max(abs(moments.mean), 1e-30) else 1.0
+    # What is left of a constant column is rounding, which of large numbers is not small.
+    scale = moments.std if moments.std > 1e-7 * max(abs(moments.mean), 1e-30) else max(1.0, moments.std)
     return Column(tally.name, kind, moments.mean, scale, decimals=_decimals(tally, kind), storage=_storage(tally))
 
 

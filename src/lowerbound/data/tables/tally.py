@@ -210,6 +210,7 @@ class Tally:
     Attributes:
         there: Cells that are not missing.
         bad: Cells that are no numbers.
+        nearly: Those of them that people write for numbers.
         undated: Cells that are no dates.
         refused: Cells that the declared column does not hold.
         numbers: The cells that are numbers.
@@ -224,7 +225,7 @@ class Tally:
         types = cells.arrow().types
         self.name, self.type, self.declared = name, type_of, declared
         self.there = 0
-        self.bad, self.undated, self.refused = Wrong(), Wrong(), Wrong()
+        self.bad, self.nearly, self.undated, self.refused = Wrong(), Wrong(), Wrong(), Wrong()
         self.numbers, self.days, self.values, self.labels = Numbers(), Moments(), Moments(), Labels()
         self.timed = False
         self.is_text = bool(types.is_string(type_of) or types.is_large_string(type_of))
@@ -269,6 +270,8 @@ class Tally:
                 self.labels.add(array)
             return
         self.labels.add(array)
+        if bad.any():
+            self.nearly.add(cells.nearly_numbers(array), array, start)
         if self.bad.count:
             self._add_days(array, there, start)
         else:
