@@ -54,6 +54,8 @@ KINDS = {
     "0 and 1": ([0, 1] * 20, Kind.BINARY),
     "yes and no": (["yes", "no"] * 20, Kind.BINARY),
     "codes of classes": ([1, 2, 3] * 20, Kind.CATEGORICAL),
+    "0 and 1 in several ways": ([0, "1.0", 1, "0"] * 10, Kind.COUNT),
+    "codes in several ways": ([1, 2, 3, "1.0", "+2"] * 20, Kind.COUNT),
     "few rows": ([1, 2, 3], Kind.COUNT),
     "colours": (["red", "green", "blue"] * 20, Kind.CATEGORICAL),
     "days": ([f"2024-02-{d:02d}" for d in range(1, 29)], Kind.DATE),

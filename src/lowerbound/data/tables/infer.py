@@ -7,7 +7,7 @@ In this order:
   where nearly every cell is one, or they are numbers with decimal commas, it is refused;
 * other text is binary with two labels, and categorical with more, up to half as many as there are cells and 1,000;
 * whole numbers are binary where there are two of them, categorical where there are at most 10 and each occurs five
-  times in the mean (codes of classes), and counts where none is negative or above 2^24;
+  times in the mean (codes of classes; each is written in one way), and counts where none is negative or above 2^24;
 * other numbers are positive where all are, they are skewed, and their logarithms are less so; else real.
 
 Where that is not what they are, say it: `Table(columns=...)`, `--columns`.
@@ -70,7 +70,7 @@ def _kind(tally: Tally, where: str) -> Kind:
     if tally.is_temporal:
         return Kind.DATE
     if not tally.bad.count:
-        return _kind_of_numbers(tally.numbers)
+        return _kind_of_numbers(tally.numbers, len(tally.labels.counts))
     name = tally.name
     if not tally.is_text:
         raise DataError(
@@ -101,11 +101,13 @@ def _kind(tally: Tally, where: str) -> Kind:
     return Kind.BINARY if len(tally.labels.counts) == 2 else Kind.CATEGORICAL
 
 
-def _kind_of_numbers(numbers: Numbers) -> Kind:
+def _kind_of_numbers(numbers: Numbers, spellings: int) -> Kind:
     if numbers.whole:
-        if numbers.distinct == 2:
+        # Where one is written in two ways, 1 and 1.0, they are no labels.
+        are_codes = spellings <= numbers.distinct
+        if are_codes and numbers.distinct == 2:
             return Kind.BINARY
-        if 2 < numbers.distinct <= min(FEW_LEVELS, numbers.plain.count / _EACH):
+        if are_codes and 2 < numbers.distinct <= min(FEW_LEVELS, numbers.plain.count / _EACH):
             return Kind.CATEGORICAL
         if numbers.are_counts:
             return Kind.COUNT
