@@ -297,6 +297,16 @@ def test_unseen_labels_are_noted_and_kept(folder, tmp_path):
     assert "'Atlantis'" in judged.err
 
 
+def test_what_is_no_number_in_a_new_file_is_refused_with_what_can_be_done_there(folder, tmp_path):
+    body = rows(6, 5, 0.0)
+    body[2][2], body[4][2] = "much", "inf"
+    source = save(tmp_path / "new.csv", body)
+    refused = call("impute", folder / "run", "--data", source, "--out", tmp_path / "x.csv")
+    assert_refused(refused, 3, "row 3: 'much'; row 5: 'inf'", "leave them empty")
+    assert "--columns" not in refused.err
+    assert not (tmp_path / "x.csv").exists()
+
+
 def test_rare_labels_are_seen_more_often_with_balance_and_made_as_often_as_they_occur(folder, tmp_path):
     out = tmp_path / "balanced"
     succeed(

@@ -187,3 +187,30 @@ def test_labels_may_be_any_whole_numbers(tmp_path):
     options = ("--epochs", 1, "--latent-dim", 2, "--batch-size", 16, "--device", "cpu", "--width", 8)
     succeed(call("train", "mlp", "--data", tmp_path / "x.npz", "--out", tmp_path / "run", *options))
     assert (tmp_path / "run" / "figures" / "latent.png").exists()
+
+
+@pytest.mark.parametrize("kind", ["array", "table", "text", "pictures"])
+@pytest.mark.parametrize("other", ["array", "table", "pictures"])
+def test_a_source_of_another_kind_is_refused_with_both_kinds_named(kind, other, runs, tmp_path):
+    if kind == other or (kind, other) == ("text", "table"):  # which has lines
+        return
+    source = saved(other, tmp_path / "other", 20)
+    found = call("encode", runs[kind][1], "--data", source, "--out", tmp_path / "codes.csv")
+    if (kind, other) == ("text", "array"):
+        assert_refused(found, 3, "NUL byte")
+    else:
+        kinds = {"array": "NumPy", "table": "tables", "text": "text", "pictures": "pictures"}
+        is_folder = "pictures" in (kind, other)
+        what = ("a folder" if other == "pictures" else "a file") if is_folder else f"a {source.suffix} file"
+        assert_refused(found, 3, f"{source} is {what}", f"learned from {'folders of ' * (kind == 'pictures')}")
+        assert kinds[kind] in found.err
+    for verb in ("score", "reconstruct", "interpolate"):
+        again = call(verb, runs[kind][1], "--data", source, "--out", tmp_path / "out.npz")
+        assert_refused(again, 3, str(source))
+
+
+@pytest.mark.parametrize("verb", ["encode", "score", "reconstruct", "interpolate", "evaluate"])
+def test_examples_of_another_shape_are_refused_by_every_verb(verb, runs, tmp_path):
+    np.save(tmp_path / "x.npy", values(9)[:, :3])
+    out = () if verb == "evaluate" else ("--out", tmp_path / "out.npz")
+    assert_refused(call(verb, runs["array"][1], "--data", tmp_path / "x.npy", *out), 2, "(4,)", "(3,)")

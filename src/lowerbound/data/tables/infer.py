@@ -54,14 +54,16 @@ def infer(tally: Tally, where: str) -> Column:
     return found
 
 
-def refusal(column: Column, wrong: Wrong, where: str) -> DataError:
-    """Returns what is said of cells that a column cannot take."""
+def refusal(column: Column, wrong: Wrong, where: str, *, is_new: bool = False) -> DataError:
+    """Returns what is said of cells that a column cannot take; in a new file, what it holds is decided."""
     levels = f" ({', '.join(column.levels[:10])}{', ...' if column.num_levels > 10 else ''})"
     what = column.kind.value + (levels if column.levels else "")
-    return DataError(
-        f"{where}: the column {column.name!r} should hold {what}, but not at {wrong}. Mend the cells, or "
-        f"say what the column is: --columns {column.name}=KIND, or --ignore {column.name}."
+    advice = (
+        "Mend the cells, or leave them empty where they are not known"
+        if is_new
+        else f"Mend the cells, or say what the column is: --columns {column.name}=KIND, or --ignore {column.name}"
     )
+    return DataError(f"{where}: the column {column.name!r} should hold {what}, but not at {wrong}. {advice}.")
 
 
 def _kind(tally: Tally, where: str) -> Kind:
