@@ -122,6 +122,13 @@ def test_what_says_nothing_of_a_column_is_refused(text):
         Column.parsed(text)
 
 
+@pytest.mark.parametrize("text", ["size=s<m<m<l", "size=s<m<", "size=<s", "size=NA<low<high", "size=s< m <m"])
+def test_labels_that_no_cell_can_have_are_refused(text):
+    """A model would give them a probability, and make cells of them."""
+    with pytest.raises(UsageError, match="each of its labels once"):
+        Column.parsed(text)
+
+
 # there and back
 
 

@@ -71,8 +71,8 @@ class Column:
         storage: The Arrow type that it is written with to Parquet; by its kind where that is empty.
 
     Raises:
-        UsageError: A scale is not positive, there are as many shares or repeats as levels no more, or a repeat is
-            below 1.
+        UsageError: A scale is not positive, a label is there twice or means a missing cell, there are
+            as many shares or repeats as levels no more, or a repeat is below 1.
 
     Example:
         >>> Column.parsed("size=small<medium<large").levels
@@ -93,6 +93,11 @@ class Column:
         if not (math.isfinite(self.loc) and 0 < self.scale < math.inf):
             raise UsageError(
                 f"The column {self.name!r} needs a finite loc and a scale above 0; got {self.loc} and {self.scale}."
+            )
+        if len(set(self.levels)) < len(self.levels) or not set(self.levels).isdisjoint(cells.MISSING):
+            raise UsageError(
+                f"The column {self.name!r} needs each of its labels once, and none that means a missing cell; got "
+                f"{' < '.join(map(repr, self.levels[:20]))}."
             )
         if self.shares and len(self.shares) != len(self.levels):
             raise UsageError(f"The column {self.name!r} has {len(self.levels)} levels but {len(self.shares)} shares.")
