@@ -198,6 +198,15 @@ def test_of_columns_that_parquet_has_no_type_for_nothing_is_known(folder, tmp_pa
     assert all(filled[name].null_count == 0 for name in nulls)
 
 
+@pytest.mark.parametrize("column", ["sick", "since"])
+def test_holes_whose_type_cannot_hold_what_is_filled_in_are_refused(folder, tmp_path, column):
+    source = parquet_of(tmp_path / "t.parquet", rows(20, 3, 0.3), **{column: pa.nulls(20, pa.float32())})
+    words = ("impute", folder / "run", "--data", source, "--samples", 20, "--out")
+    assert_refused(call(*words, tmp_path / "out.parquet"), 3, f"'{column}' has the Arrow type float")
+    assert not (tmp_path / "out.parquet").exists()
+    succeed(call(*words, tmp_path / "out.csv"))
+
+
 def test_a_column_that_is_no_text_is_copied_to_parquet_and_refused_as_text(folder, tmp_path):
     source = parquet_of(tmp_path / "t.parquet", rows(20, 3, 0.3), tags=pa.array([["a", "b"]] * 20))
     out = tmp_path / "out.parquet"

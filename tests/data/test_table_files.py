@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from datetime import date
+from datetime import date, datetime
 
 import numpy as np
 import pyarrow as pa
@@ -397,6 +397,32 @@ def test_a_declared_kind_is_held_to(kind, cells, offender, file):
         one(file, cells, kind=kind)
     assert offender in str(raised.value)
     assert "'v'" in str(raised.value)
+
+
+TYPED = {
+    "whole": pa.array([2023, None, 2024]), "float": pa.array([1.5, None, 2.5]),
+    "yes or no": pa.array([True, None, False]), "day": pa.array([date(2024, 3, 1), None, date(2024, 3, 2)]),
+    "moment": pa.array([datetime(2024, 3, 1), None, datetime(2024, 3, 2)], pa.timestamp("ns")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TYPED)
+@pytest.mark.parametrize("kind", [Kind.REAL, Kind.COUNT, Kind.POSITIVE, Kind.DATE])
+def test_a_type_that_is_not_of_the_declared_kind_is_refused_and_not_counted_from_1970(name, kind, tmp_path):
+    path, is_date = tmp_path / "t.parquet", name in ("day", "moment")
+    pq.write_table(pa.table({"v": TYPED[name]}), path)
+    if is_date != (kind is Kind.DATE):
+        with pytest.raises(DataError, match=f"'v' should hold {kind.value}, but not at row 1: .*; row 3: "):
+            Table((Column("v", kind),)).fitted(path)
+    elif (name, kind) not in [("float", Kind.COUNT), ("yes or no", Kind.POSITIVE)]:
+        assert Table((Column("v", kind),)).read(path).x.isnan().flatten().tolist() == [False, True, False]
+
+
+def test_a_moment_whose_utc_is_in_no_year_is_no_date(file):
+    lines = [f"2024-03-{day:02d}T12:00" for day in range(1, 29)]
+    file.write_text("\n".join(["v", *lines, "0001-01-01T00:00+05:00"]))
+    with pytest.raises(DataError, match="row 29: '0001-01-01T00:00"):
+        Table().fitted(file)
 
 
 def test_too_few_rows_and_too_many_columns_and_labels(file):

@@ -76,7 +76,7 @@ def labels(array: Any) -> Any:
 def numbers(array: Any) -> tuple[np.ndarray, np.ndarray]:
     """Returns cells as numbers, float64 `[N]` with NaN where there is none, and where they are bad.
 
-    Infinities, and what is beyond `LARGEST`, are bad.
+    Infinities, and what is beyond `LARGEST`, are bad; so are dates.
 
     Example:
         >>> import pyarrow
@@ -86,6 +86,8 @@ def numbers(array: Any) -> tuple[np.ndarray, np.ndarray]:
     """
     pa = arrow()
     bad = np.zeros(len(array), dtype=bool)
+    if pa.types.is_temporal(array.type):
+        return _none_of(array)
     if is_text(array):
         text = trimmed(array)
         fits = pa.compute.match_substring_regex(text, _NUMBER)
@@ -117,7 +119,7 @@ def days(array: Any) -> tuple[np.ndarray, np.ndarray, bool]:
     """Returns dates as days since 1970, float64 `[N]`, where they are bad, and whether they have a time of day.
 
     Text is a date in the ways of ISO 8601: 2024-03-01, 2024-03-01T12:30, 2024-03-01 12:30:15. A time zone is taken into
-    account and the result is in UTC.
+    account and the result is in UTC. Numbers and Booleans are bad.
 
     Example:
         >>> import pyarrow
@@ -125,6 +127,9 @@ def days(array: Any) -> tuple[np.ndarray, np.ndarray, bool]:
         (array([ 1., nan, nan]), array([False, False,  True]), False)
     """
     pa = arrow()
+    if not (is_text(array) or pa.types.is_temporal(array.type) or pa.types.is_null(array.type)):
+        # Since when a number counts, and what, is not said.
+        return (*_none_of(array), False)
     if not is_text(array):
         timed = bool(pa.types.is_timestamp(array.type))
         stamps = array.cast(pa.timestamp("us", tz=array.type.tz) if timed else pa.timestamp("us"), safe=False)
@@ -139,6 +144,11 @@ def days(array: Any) -> tuple[np.ndarray, np.ndarray, bool]:
     return found, bad, any(r is not None and r[1] for r in read)
 
 
+def _none_of(array: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Returns cells of a type that is not asked for: all that are there are bad."""
+    return np.full(len(array), np.nan), ~missing(array)
+
+
 def _day(text: str) -> tuple[float, bool] | None:
     if len(text) < 10 or text[4] != "-":
         return None
@@ -146,9 +156,9 @@ def _day(text: str) -> tuple[float, bool] | None:
         if len(text) == 10:
             return float((date.fromisoformat(text) - _EPOCH.date()).days), False
         stamp = datetime.fromisoformat(text)
-    except ValueError:
+        local = stamp.replace(tzinfo=None) - (stamp.utcoffset() or _EPOCH - _EPOCH)
+    except (ValueError, OverflowError):  # the latter where UTC is in another year than there are
         return None
-    local = stamp.replace(tzinfo=None) - (stamp.utcoffset() or _EPOCH - _EPOCH)
     return (local - _EPOCH).total_seconds() / _SECONDS, True
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from lowerbound.data.tables.cells import arrow
 from lowerbound.data.tables.columns import Column, Kind
 from lowerbound.data.tables.files import SEPARATORS
-from lowerbound.errors import ResourceError, UsageError
+from lowerbound.errors import DataError, ResourceError, UsageError
 
 SUFFIXES = (*SEPARATORS, ".parquet")
 _RUNS = ("=", "+", "-", "@", "\t", "\r")
@@ -105,7 +105,16 @@ class Copied:
         pa = arrow()
         if pa.types.is_null(self.cells.type):  # without any cell, so there was no type to keep
             return self.made.array()
-        return pa.compute.if_else(pa.array(self.holes), as_type(self.made.values, self.cells.type), self.cells)
+        try:
+            made = as_type(self.made.values, self.cells.type)
+        except (pa.ArrowException, TypeError) as error:
+            column = self.made.column
+            raise DataError(
+                f"The column {column.name!r} has the Arrow type {self.cells.type} in the file, which cannot hold the "
+                f"{column.kind.value} that is put into its holes. Give it the type that it had in training, or use "
+                "--out FILE.csv."
+            ) from error
+        return pa.compute.if_else(pa.array(self.holes), made, self.cells)
 
 
 class Writer(ABC):
