@@ -418,6 +418,15 @@ def test_a_type_that_is_not_of_the_declared_kind_is_refused_and_not_counted_from
         assert Table((Column("v", kind),)).read(path).x.isnan().flatten().tolist() == [False, True, False]
 
 
+@pytest.mark.parametrize("kind", [Kind.REAL, Kind.DATE, None])
+@pytest.mark.parametrize("cells", [pa.array([0, 10**12], pa.timestamp("s")), pa.array([0, 10**8], pa.date32())])
+def test_a_date_in_no_year_is_refused(kind, cells, tmp_path):
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"v": cells}), path)
+    with pytest.raises(DataError, match=r"row 2: 100000000\d* as "):
+        Table((Column("v", kind),) if kind else ()).fitted(path)
+
+
 def test_a_moment_whose_utc_is_in_no_year_is_no_date(file):
     lines = [f"2024-03-{day:02d}T12:00" for day in range(1, 29)]
     file.write_text("\n".join(["v", *lines, "0001-01-01T00:00+05:00"]))

@@ -21,6 +21,7 @@ _NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
 _OTHER_NUMBER = r"^[+-]?(\d+,\d+|\d{1,3}(,\d{3})+(\.\d+)?|\d{1,3}([.' ]\d{3})+,\d+)$"
 # Of numbers up to that, as many as there can be have a sum, and a distance from their mean.
 LARGEST = 1e300
+FIRST_DAY, LAST_DAY = -719_162.0, 2_932_896.0  # of the years 1 and 9999
 _SECONDS = 86_400.0
 _EPOCH = datetime(1970, 1, 1)
 
@@ -112,14 +113,15 @@ def nearly_numbers(array: Any) -> np.ndarray:
     text = trimmed(array)
     other = [pa.compute.match_substring_regex(text, pattern) for pattern in (_OTHER_NUMBER, _NUMBER)]
     commas, plain = (_numpy(pa.compute.fill_null(one, False)) for one in other)
-    return commas | (plain & numbers(array)[1])
+    found: np.ndarray = commas | (plain & numbers(array)[1])
+    return found
 
 
 def days(array: Any) -> tuple[np.ndarray, np.ndarray, bool]:
     """Returns dates as days since 1970, float64 `[N]`, where they are bad, and whether they have a time of day.
 
     Text is a date in the ways of ISO 8601: 2024-03-01, 2024-03-01T12:30, 2024-03-01 12:30:15. A time zone is taken into
-    account and the result is in UTC. Numbers and Booleans are bad.
+    account and the result is in UTC. Numbers and Booleans are bad, and so is what is in no year from 1 to 9999.
 
     Example:
         >>> import pyarrow
@@ -134,7 +136,11 @@ def days(array: Any) -> tuple[np.ndarray, np.ndarray, bool]:
         timed = bool(pa.types.is_timestamp(array.type))
         stamps = array.cast(pa.timestamp("us", tz=array.type.tz) if timed else pa.timestamp("us"), safe=False)
         micro = np.array(stamps.cast(pa.int64()).to_numpy(zero_copy_only=False), dtype=np.float64)
-        return micro / (1e6 * _SECONDS), np.zeros(len(array), dtype=bool), timed
+        found = micro / (1e6 * _SECONDS)
+        with np.errstate(invalid="ignore"):
+            bad = (found < FIRST_DAY) | (found >= LAST_DAY + 1)
+        found[bad] = np.nan
+        return found, bad, timed
     encoded = trimmed(array).dictionary_encode()
     read = [_day(text) for text in encoded.dictionary.to_pylist()]
     values = np.array([np.nan if r is None else r[0] for r in read] + [np.nan])

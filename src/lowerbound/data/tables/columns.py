@@ -26,7 +26,6 @@ from lowerbound.errors import UsageError, did_you_mean
 
 # Above it float32 has no longer every whole number.
 MAX_COUNT = 1 << 24
-_FIRST_DAY, _LAST_DAY = -719_162.0, 2_932_896.0  # of the years 1 and 9999
 
 
 class Kind(enum.StrEnum):
@@ -190,7 +189,7 @@ class Column:
         if self.kind is Kind.POSITIVE:
             values = np.exp(np.clip(values, -690.0, 690.0))
         if self.kind is Kind.DATE:
-            return [self._date(day) for day in np.clip(values, _FIRST_DAY, _LAST_DAY).tolist()]
+            return [self._date(day) for day in np.clip(values, cells.FIRST_DAY, cells.LAST_DAY).tolist()]
         values = np.clip(values, -cells.LARGEST, cells.LARGEST)
         if self.decimals < 0:
             if self.kind is Kind.REAL:

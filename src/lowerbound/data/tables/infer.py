@@ -70,6 +70,8 @@ def _kind(tally: Tally, where: str) -> Kind:
     if tally.is_boolean:
         return Kind.BINARY
     if tally.is_temporal:
+        if tally.undated.count:
+            raise refusal(Column(tally.name, Kind.DATE), tally.undated, where)
         return Kind.DATE
     if not tally.bad.count:
         return _kind_of_numbers(tally.numbers, len(tally.labels.counts))

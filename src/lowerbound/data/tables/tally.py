@@ -46,12 +46,20 @@ class Wrong:
         places = np.flatnonzero(wrong)
         for place in places[: _LISTED - len(self._first)]:
             # Rows are counted from 1, without the header.
-            self._first.append(f"row {start + place + 1}: {short(array[int(place)].as_py())}")
+            self._first.append(f"row {start + place + 1}: {_cell(array[int(place)])}")
         self.count += len(places)
 
     def __str__(self) -> str:
         more = f" and {self.count - len(self._first):,} more" if self.count > len(self._first) else ""
         return f"{'; '.join(self._first)}{more}"
+
+
+def _cell(scalar: Any) -> str:
+    """Returns a cell of an Arrow array as it is shown in a message."""
+    try:
+        return short(scalar.as_py())
+    except (ValueError, OverflowError):  # a moment that Python has not: too far off, or too fine without pandas
+        return f"{scalar.value} as {scalar.type}"
 
 
 def short(value: Any) -> str:
