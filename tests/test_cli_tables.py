@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -314,6 +316,22 @@ def test_what_is_no_number_in_a_new_file_is_refused_with_what_can_be_done_there(
     assert_refused(refused, 3, "row 3: 'much'; row 5: 'inf'", "leave them empty")
     assert "--columns" not in refused.err
     assert not (tmp_path / "x.csv").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are bytes there")
+def test_a_files_name_may_be_no_text(tmp_path):
+    """Its bytes are kept: it is found again by the run."""
+    source = save(tmp_path / os.fsdecode(b"t\xff\n.csv"), [[f"{i}.5", str(i % 7)] for i in range(40)], ["a", "b"])
+    words = ("--data", source, "--epochs", 1, "--width", 4, "--device", "cpu")
+    env = {"PYTHONIOENCODING": "utf-8:strict"}
+    out = tmp_path / os.fsdecode(b"run\xff")
+    told = succeed(run("train", "tabular", *words, "--out", out, env=env))
+    assert "lowerbound evaluate" in told.out
+    succeed(run("evaluate", out, "--samples", 2, "--gap", 0, env=env))
+    succeed(run("sample", out, "--n", 3, "--out", tmp_path / os.fsdecode(b"\xff.csv"), "--json", env=env))
+    assert (tmp_path / os.fsdecode(b"\xff.csv")).read_text().startswith("a,b\n")
+    source.write_text("a\n1.5\n")
+    assert_refused(run("encode", out, "--data", source, "--out", tmp_path / "x.csv", env=env), 3, "\\n.csv")
 
 
 def test_rare_labels_are_seen_more_often_with_balance_and_made_as_often_as_they_occur(folder, tmp_path):

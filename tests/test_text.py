@@ -462,6 +462,30 @@ def test_new_text_is_read_as_that_of_the_training(trained, tmp_path):
     assert_refused(call("evaluate", trained[0], "--data", other), 3, str(other), "has none of the")
 
 
+def test_what_a_terminal_would_obey_is_written_out(tmp_path):
+    new = tmp_path / "new.txt"
+    new.write_text("wal\x1b[2Jked\n" * 6)
+    words = (
+        "--data",
+        new,
+        "--out",
+        tmp_path / "run",
+        "--epochs",
+        1,
+        "--batch-size",
+        1,
+        "--width",
+        4,
+        "--device",
+        "cpu",
+    )
+    succeed(call("train", "text", *words))
+    answer = succeed(call("reconstruct", tmp_path / "run", "--out", tmp_path / "r.txt"))
+    assert "wal\\x1b[2Jked → " in answer.out
+    assert "\x1b" not in answer.out
+    assert "wal\x1b[2Jked\n" in (tmp_path / "r.txt").read_text()
+
+
 def test_bytes_may_be_anything(tmp_path):
     """Of what is no UTF-8 too: what a token is must be known before the file is opened."""
     path = tmp_path / "any.txt"

@@ -13,7 +13,7 @@ from rich.markup import escape
 from lowerbound.cli import tables
 from lowerbound.cli.blocks import write_blocks
 from lowerbound.cli.options import Data, DataDir, Device, Json, Run, Seed, Split
-from lowerbound.cli.show import job, print_json, print_note, stdout
+from lowerbound.cli.show import job, print_json, print_note, stdout, visible
 from lowerbound.errors import UsageError
 
 if TYPE_CHECKING:
@@ -355,5 +355,5 @@ def _report(path: Path, count: int, what: str, json: bool, reading: Reading | No
         return
     if reading is not None:
         for line in zip(*(reading.lines(x[:_SHOWN]) for x in examples), strict=True):
-            stdout.print(escape("  " + " → ".join(line)), soft_wrap=True)
-    stdout.print(f"Wrote {count:,} {what} to {escape(str(path))}", soft_wrap=True)
+            stdout.print(escape("  " + visible(" → ".join(line))), soft_wrap=True)
+    stdout.print(f"Wrote {count:,} {what} to {escape(visible(str(path)))}", soft_wrap=True)
