@@ -250,7 +250,7 @@ def interpolate(
     for name, place in (("--from", from_), ("--to", to)):
         if not 0 <= place < len(source):
             raise UsageError(
-                f"{name} should be from 0 to {len(source) - 1:,}, a place in the {saved.named(split)} examples; got "
+                f"{name} should be from 0 to {len(source) - 1:,}, a place in the split {saved.named(split)}; got "
                 f"{place}."
             )
     ends = source.examples(torch.tensor([from_, to]))
