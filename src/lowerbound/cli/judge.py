@@ -114,8 +114,8 @@ def compare(
         if found != expected:
             raise UsageError(
                 f"{first} and {name} do not see the same {split} examples: they were trained on other data, or "
-                "these were read in another way: in other units, columns or binarisations. Runs can be compared when both "
-                "are the same."
+                "these were read in another way: in other units, columns or binarisations. Runs can be compared when "
+                "both are the same."
             )
     with job("comparing") as report:
         result = measure(
