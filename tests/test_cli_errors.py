@@ -404,7 +404,9 @@ def _damaged(kind: str, path: Path) -> str:
 )
 def test_a_damaged_file_of_arrays_is_exit_3_and_named(tmp_path: Path, kind: str) -> None:
     name = _damaged(kind, tmp_path)
-    assert_refused(refused_source(tmp_path, name), 3, name)
+    refused = refused_source(tmp_path, name)
+    assert_refused(refused, 3, name)
+    assert "allow_pickle" not in refused.err
 
 
 def idx(values: np.ndarray, shape: tuple[int, ...] | None = None) -> bytes:

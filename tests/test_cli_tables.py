@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -167,6 +169,72 @@ def test_a_parquet_file_is_filled_with_its_types(folder, tmp_path):
     ]
 
 
+def parquet_of(path: Path, body: list[list[str]], **changed: pa.Array) -> Path:
+    """Saves people as Parquet, text in all columns but those given."""
+    columns = dict(zip(HEADER, zip(*body, strict=True), strict=True))
+    arrays = {name: pa.array([v or None for v in cells]) for name, cells in columns.items()}
+    pq.write_table(pa.table(arrays | changed), path)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_of_columns_that_parquet_has_no_type_for_nothing_is_known(folder, tmp_path, suffix):
+    """As pandas writes a column of None."""
+    nulls = {name: pa.nulls(20) for name in ("age", "income", "city", "since", "sick")}
+    source = parquet_of(tmp_path / "t.parquet", rows(20, 3, 0.0), **nulls)
+    out = tmp_path / f"out{suffix}"
+    told = succeed(call("impute", folder / "run", "--data", source, "--out", out, "--samples", 20, "--json"))
+    assert told.json["filled"] == 100
+    if suffix == ".csv":
+        assert all(all(row) for row in load(out)[1])
+        return
+    filled = pq.read_table(out)
+    types = [str(filled.schema.field(name).type) for name in nulls]
+    assert types == [
+        "int64",
+        "double",
+        "string",
+        "date32[day]",
+        "string",
+    ]
+    assert all(filled[name].null_count == 0 for name in nulls)
+
+
+@pytest.mark.parametrize("column", ["sick", "since"])
+def test_holes_whose_type_cannot_hold_what_is_filled_in_are_refused(folder, tmp_path, column):
+    source = parquet_of(tmp_path / "t.parquet", rows(20, 3, 0.3), **{column: pa.nulls(20, pa.float32())})
+    words = ("impute", folder / "run", "--data", source, "--samples", 20, "--out")
+    assert_refused(call(*words, tmp_path / "out.parquet"), 3, f"'{column}' has the Arrow type float")
+    assert not (tmp_path / "out.parquet").exists()
+    succeed(call(*words, tmp_path / "out.csv"))
+
+
+def test_a_column_that_is_no_text_is_copied_to_parquet_and_refused_as_text(folder, tmp_path):
+    source = parquet_of(tmp_path / "t.parquet", rows(20, 3, 0.3), tags=pa.array([["a", "b"]] * 20))
+    out = tmp_path / "out.parquet"
+    succeed(call("impute", folder / "run", "--data", source, "--out", out, "--samples", 20))
+    assert pq.read_table(out)["tags"].to_pylist() == [["a", "b"]] * 20
+    refused = call("impute", folder / "run", "--data", source, "--out", tmp_path / "out.csv", "--samples", 20)
+    assert_refused(refused, 2, "list<", ".parquet")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.parquet", "t.parquet"]
+
+
+def test_an_interval_has_no_name_that_the_file_has_already(folder, tmp_path):
+    source = save(tmp_path / "t.csv", [[*row, "1"] for row in rows(20, 3, 0.3)], [*HEADER, "age_low"])
+    words = ("impute", folder / "run", "--data", source, "--out", tmp_path / "out.csv", "--samples", 20)
+    assert_refused(call(*words, "--intervals"), 2, "'age_low' twice")
+    assert not (tmp_path / "out.csv").exists()
+    succeed(call(*words))
+
+
+def test_folders_are_made_for_tables_as_for_all_that_is_written(folder, tmp_path):
+    out = tmp_path / "new" / "folder" / "made.csv"
+    succeed(call("sample", folder / "run", "--n", 3, "--out", out))
+    assert len(load(out)[1]) == 3
+    (tmp_path / "file").touch()
+    assert_refused(call("sample", folder / "run", "--out", tmp_path / "file" / "made.csv"), 6, "could not be written")
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet"])
 def test_rows_are_made(folder, tmp_path, suffix):
     out = tmp_path / f"made{suffix}"
@@ -202,6 +270,21 @@ def test_rows_are_made_with_given_cells(folder, tmp_path):
     assert np.mean([int(row[0]) for row in body]) < 32
 
 
+def test_a_given_cell_may_be_of_a_column_with_an_equals_sign_in_its_name(folder, tmp_path):
+    out = tmp_path / "made.csv"
+    succeed(call("sample", folder / "run", "--n", 5, "--out", out, "--where", "=x=0.125", "--where", "city==Bonn"))
+    assert {(row[5], row[2]) for row in load(out)[1]} == {("0.125", "'=Bonn")}
+
+
+def test_rows_are_drawn_whatever_they_are_written_as(folder, tmp_path):
+    """The mean of p(x|z) has the likeliest labels and no noise: it is no row."""
+    succeed(call("sample", folder / "run", "--n", 300, "--out", tmp_path / "x.npz"))
+    succeed(call("sample", folder / "run", "--n", 300, "--out", tmp_path / "x.parquet"))
+    x, rows_made = np.load(tmp_path / "x.npz")["x"], pq.read_table(tmp_path / "x.parquet")
+    np.testing.assert_array_equal(x[:, 0], rows_made["age"].to_numpy())
+    assert x[:, 5].std() > 0.5
+
+
 def test_codes_are_written_in_the_order_of_a_new_file(folder, tmp_path):
     source = save(tmp_path / "new.csv", rows(30, 4, 0.1))
     out = tmp_path / "codes.csv"
@@ -223,6 +306,32 @@ def test_unseen_labels_are_noted_and_kept(folder, tmp_path):
     judged = run("evaluate", folder / "run", "--data", save(tmp_path / "b.csv", body * 5), "--samples", 5, "--gap", 0)
     assert "Note: " in succeed(judged).err
     assert "'Atlantis'" in judged.err
+
+
+def test_what_is_no_number_in_a_new_file_is_refused_with_what_can_be_done_there(folder, tmp_path):
+    body = rows(6, 5, 0.0)
+    body[2][2], body[4][2] = "much", "inf"
+    source = save(tmp_path / "new.csv", body)
+    refused = call("impute", folder / "run", "--data", source, "--out", tmp_path / "x.csv")
+    assert_refused(refused, 3, "row 3: 'much'; row 5: 'inf'", "leave them empty")
+    assert "--columns" not in refused.err
+    assert not (tmp_path / "x.csv").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are bytes there")
+def test_a_files_name_may_be_no_text(tmp_path):
+    """Its bytes are kept: it is found again by the run."""
+    source = save(tmp_path / os.fsdecode(b"t\xff\n.csv"), [[f"{i}.5", str(i % 7)] for i in range(40)], ["a", "b"])
+    words = ("--data", source, "--epochs", 1, "--width", 4, "--device", "cpu")
+    env = {"PYTHONIOENCODING": "utf-8:strict"}
+    out = tmp_path / os.fsdecode(b"run\xff")
+    told = succeed(run("train", "tabular", *words, "--out", out, env=env))
+    assert "lowerbound evaluate" in told.out
+    succeed(run("evaluate", out, "--samples", 2, "--gap", 0, env=env))
+    succeed(run("sample", out, "--n", 3, "--out", tmp_path / os.fsdecode(b"\xff.csv"), "--json", env=env))
+    assert (tmp_path / os.fsdecode(b"\xff.csv")).read_text().startswith("a,b\n")
+    source.write_text("a\n1.5\n")
+    assert_refused(run("encode", out, "--data", source, "--out", tmp_path / "x.csv", env=env), 3, "\\n.csv")
 
 
 def test_rare_labels_are_seen_more_often_with_balance_and_made_as_often_as_they_occur(folder, tmp_path):
@@ -251,6 +360,13 @@ REFUSED = {
     "too few tables": (("impute", "{run}", "--data", "{csv}", "--out", "x.csv", "--multiple", "-1"), 2, "--multiple"),
     "no column": (("sample", "{run}", "--out", "x.csv", "--where", "town=Oslo"), 2, "COLUMN=VALUE"),
     "no label": (("sample", "{run}", "--out", "x.csv", "--where", "city=Paris"), 2, "Oslo"),
+    "no cell": (("sample", "{run}", "--out", "x.csv", "--where", "city"), 2, "COLUMN=VALUE"),
+    "a number that x has no room for": (("sample", "{run}", "--out", "x.csv", "--where", "=x=1e300"), 2, "'1e300'"),
+    "two cells of a column": (
+        ("sample", "{run}", "--out", "x.csv", "--where", "sick=yes", "--where", "sick=no"), 2, "'sick' twice",
+    ),
+    "a mean of rows": (("sample", "{run}", "--out", "x.csv", "--no-draw"), 2, "drawn"),
+    "a mean of rows as numbers": (("sample", "{run}", "--out", "x.npz", "--no-draw"), 2, "drawn"),
     "where without a table": (("sample", "{run}", "--out", "x.npz", "--where", "city=Oslo"), 2, "--where"),
     "label of a table": (("sample", "{run}", "--out", "x.csv", "--label", "1"), 2, "--where"),
     "kinds of a picture": (

@@ -153,3 +153,64 @@ def test_all_of_a_named_source_is_what_is_learned_from_and_then_what_is_tested_o
     )
     assert told.json["n"] == 20
     assert saved_run.named(None) == open_saved(run, "mnist-5k").named(None) == "test"
+
+
+@pytest.mark.parametrize("kind", ["array", "table", "text", "pictures"])
+def test_three_examples_are_enough_to_train_and_too_few_to_measure(kind, tmp_path):
+    """One is left for each split: nothing has a standard error, and no two stand beside one another."""
+    data, options = (
+        saved(kind, tmp_path / kind, 3),
+        ("--epochs", 1, "--latent-dim", 2, "--batch-size", 1, "--device", "cpu"),
+    )
+    recipe, *more = RECIPES.get(kind, ("mlp", "--width", 8))
+    told = succeed(call("train", recipe, "--data", data, "--out", tmp_path / "run", *options, *more))
+    assert "at least 2" in told.words
+    assert "lowerbound evaluate" not in told.words
+    assert (tmp_path / "run" / "figures" / "latent.png").exists()
+    found = succeed(call("train", recipe, "--data", data, "--out", tmp_path / "two", *options, *more, "--json")).json
+    assert found["finished"] is True
+    assert "valid" not in found
+    assert "train" not in found
+
+
+def test_one_example_to_validate_on_has_the_training_ones_measured(tmp_path):
+    data = saved("pictures", tmp_path / "pictures", 12)
+    options = ("--epochs", 1, "--latent-dim", 2, "--batch-size", 4, "--device", "cpu", "--width", 8, "--json")
+    found = succeed(call("train", "mlp", "--data", data, "--out", tmp_path / "run", *options)).json
+    assert found["train"]["n"] == 10
+    assert (tmp_path / "run" / "figures" / "reconstructions.png").exists()
+
+
+def test_labels_may_be_any_whole_numbers(tmp_path):
+    """A map of the codes with a colour for each number up to the largest would not fit in memory."""
+    np.savez(tmp_path / "x.npz", x=values(40), y=10**12 + np.arange(40) % 30)
+    options = ("--epochs", 1, "--latent-dim", 2, "--batch-size", 16, "--device", "cpu", "--width", 8)
+    succeed(call("train", "mlp", "--data", tmp_path / "x.npz", "--out", tmp_path / "run", *options))
+    assert (tmp_path / "run" / "figures" / "latent.png").exists()
+
+
+@pytest.mark.parametrize("kind", ["array", "table", "text", "pictures"])
+@pytest.mark.parametrize("other", ["array", "table", "pictures"])
+def test_a_source_of_another_kind_is_refused_with_both_kinds_named(kind, other, runs, tmp_path):
+    if kind == other or (kind, other) == ("text", "table"):  # which has lines
+        return
+    source = saved(other, tmp_path / "other", 20)
+    found = call("encode", runs[kind][1], "--data", source, "--out", tmp_path / "codes.csv")
+    if (kind, other) == ("text", "array"):
+        assert_refused(found, 3, "NUL byte")
+    else:
+        kinds = {"array": "NumPy", "table": "tables", "text": "text", "pictures": "pictures"}
+        is_folder = "pictures" in (kind, other)
+        what = ("a folder" if other == "pictures" else "a file") if is_folder else f"a {source.suffix} file"
+        assert_refused(found, 3, f"{source} is {what}", f"learned from {'folders of ' * (kind == 'pictures')}")
+        assert kinds[kind] in found.err
+    for verb in ("score", "reconstruct", "interpolate"):
+        again = call(verb, runs[kind][1], "--data", source, "--out", tmp_path / "out.npz")
+        assert_refused(again, 3, str(source))
+
+
+@pytest.mark.parametrize("verb", ["encode", "score", "reconstruct", "interpolate", "evaluate"])
+def test_examples_of_another_shape_are_refused_by_every_verb(verb, runs, tmp_path):
+    np.save(tmp_path / "x.npy", values(9)[:, :3])
+    out = () if verb == "evaluate" else ("--out", tmp_path / "out.npz")
+    assert_refused(call(verb, runs["array"][1], "--data", tmp_path / "x.npy", *out), 2, "(4,)", "(3,)")

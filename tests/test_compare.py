@@ -102,3 +102,16 @@ def test_runs_are_compared_from_the_command_line(tmp_path):
     shutil.rmtree(second)
     assert call("compare", first, second).status == 4
     assert call("compare", first).status == 2
+
+
+def test_a_table_in_other_units_is_another_one(tmp_path):
+    """x is the same to the last bit, and log p(x) is not: it is per metre, or per quarter of one."""
+    words = ("--epochs", 1, "--width", 4, "--latent-dim", 1, "--device", "cpu")
+    for name, unit in (("metres", 1), ("again", 1), ("quarters", 4)):
+        lines = [f"{unit * i * i / 8},{i % 7}" for i in range(40)]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["a,b", *lines]))
+        succeed(call("train", "tabular", "--data", tmp_path / f"{name}.csv", "--out", tmp_path / name, *words))
+    succeed(call("compare", tmp_path / "metres", tmp_path / "again", "--samples", 2, "--gap", 0))
+    refused = call("compare", tmp_path / "metres", tmp_path / "quarters", "--samples", 2, "--gap", 0)
+    assert refused.status == 2
+    assert "other units" in refused.err

@@ -462,6 +462,44 @@ def test_new_text_is_read_as_that_of_the_training(trained, tmp_path):
     assert_refused(call("evaluate", trained[0], "--data", other), 3, str(other), "has none of the")
 
 
+def test_what_a_terminal_would_obey_is_written_out(tmp_path):
+    new = tmp_path / "new.txt"
+    new.write_text("wal\x1b[2Jked\n" * 6)
+    words = (
+        "--data",
+        new,
+        "--out",
+        tmp_path / "run",
+        "--epochs",
+        1,
+        "--batch-size",
+        1,
+        "--width",
+        4,
+        "--device",
+        "cpu",
+    )
+    succeed(call("train", "text", *words))
+    answer = succeed(call("reconstruct", tmp_path / "run", "--out", tmp_path / "r.txt"))
+    assert "wal\\x1b[2Jked → " in answer.out
+    assert "\x1b" not in answer.out
+    assert "wal\x1b[2Jked\n" in (tmp_path / "r.txt").read_text()
+
+
+def test_bytes_may_be_anything(tmp_path):
+    """Of what is no UTF-8 too: what a token is must be known before the file is opened."""
+    path = tmp_path / "any.txt"
+    path.write_bytes(b"\n".join(bytes([0, 200 + i % 50, 255, 65 + i % 7]) for i in range(40)))
+    words = ("train", "text", "--data", path, "--out", tmp_path / "run", "--epochs", 1, "--width", 4, "--device", "cpu")
+    words += ("--batch-size", 8, "--json")
+    assert_refused(call(*words), 3, "--unit bytes")
+    succeed(call(*words, "--unit", "bytes"))
+    assert lb.load(tmp_path / "run").likelihood.unit == "byte"
+    assert call(*words, "--unit", "bytes", "--resume").status == 0
+    succeed(call("sample", tmp_path / "run", "--n", 3, "--out", tmp_path / "made.txt"))
+    assert (tmp_path / "made.txt").read_bytes().count(b"\n") == 3
+
+
 def test_what_is_no_text_is_refused_by_the_commands(trained, tmp_path):
     bad = tmp_path / "bad.txt"
     bad.write_bytes(b"one\ntwo\n\xff\n")

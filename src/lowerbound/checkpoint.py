@@ -396,7 +396,9 @@ def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _json_bytes(value: dict[str, Any]) -> bytes:
-    return (json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode()
+    text = json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    # What a file's name has that is no text, as JSON escapes it.
+    return text.encode("utf-8", "backslashreplace")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -72,7 +72,8 @@ def draw_run(folder: Path, vae: VAE, data: Data, metrics: list[dict[str, Any]]) 
             shown = seen.examples(_one_of_each(seen, 10))
             written.append(draw_reconstructions(vae.given(shown.label), shown.x, folder / "reconstructions.png"))
             ends = seen.examples(_two_of_each(seen, 5)) if vae.classes else shown
-            written.append(draw_interpolations(vae, ends, folder / "interpolation.png"))
+            if len(ends.x) > 1:
+                written.append(draw_interpolations(vae, ends, folder / "interpolation.png"))
     return written
 
 
@@ -221,12 +222,14 @@ def draw_latent_map(vae: VAE, source: Source, path: Path) -> Path:
         if label is None:
             axes.scatter(points[:, 0], points[:, 1], s=4, alpha=0.6, linewidths=0, color=_INK)
         else:
-            classes = int(label.max()) + 1
+            # By their places among those that there are: a label may be any number.
+            names, place = label.unique(return_inverse=True)
+            classes = len(names)
             colours = mpl.colormaps["tab10" if classes <= 10 else "nipy_spectral"].resampled(max(classes, 2))
             dots = axes.scatter(
                 points[:, 0],
                 points[:, 1],
-                c=label,
+                c=place,
                 s=5,
                 alpha=0.7,
                 linewidths=0,
@@ -234,7 +237,9 @@ def draw_latent_map(vae: VAE, source: Source, path: Path) -> Path:
                 vmin=-0.5,
                 vmax=classes - 0.5,
             )
-            bar = figure.colorbar(dots, ax=axes, ticks=range(classes) if classes <= 20 else None, label="label")
+            ticks = range(0, classes, -(-classes // 20))
+            bar = figure.colorbar(dots, ax=axes, ticks=ticks, label="label")
+            bar.set_ticklabels([str(names[tick].item()) for tick in ticks])
             bar.solids.set_alpha(1)  # type: ignore[union-attr]
         axes.set_aspect("equal", adjustable="datalim")
         flat = encoded["loc"].flatten(1).shape[1] <= 2
@@ -250,7 +255,8 @@ def draw_latent_map(vae: VAE, source: Source, path: Path) -> Path:
 def _draw_rows(rows: list[tuple[str, Tensor]], path: Path) -> Path:
     with mpl.rc_context(_STYLE):
         count = len(rows[0][1])
-        figure = Figure(figsize=(0.85 * count, 1.12 * len(rows)), layout="constrained")
+        # Not narrower than its titles.
+        figure = Figure(figsize=(max(0.85 * count, 5.0), 1.12 * len(rows)), layout="constrained")
         for axes, (title, x) in zip(figure.subplots(len(rows), 1, squeeze=False)[:, 0], rows, strict=True):
             picture = grid(x, count)
             axes.imshow(

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from datetime import date
+from datetime import date, datetime
 
 import numpy as np
 import pyarrow as pa
@@ -54,6 +54,8 @@ KINDS = {
     "0 and 1": ([0, 1] * 20, Kind.BINARY),
     "yes and no": (["yes", "no"] * 20, Kind.BINARY),
     "codes of classes": ([1, 2, 3] * 20, Kind.CATEGORICAL),
+    "0 and 1 in several ways": ([0, "1.0", 1, "0"] * 10, Kind.COUNT),
+    "codes in several ways": ([1, 2, 3, "1.0", "+2"] * 20, Kind.COUNT),
     "few rows": ([1, 2, 3], Kind.COUNT),
     "colours": (["red", "green", "blue"] * 20, Kind.CATEGORICAL),
     "days": ([f"2024-02-{d:02d}" for d in range(1, 29)], Kind.DATE),
@@ -68,6 +70,19 @@ KINDS = {
 def test_the_kind_of_a_column_is_told_by_its_cells(name, file):
     cells, kind = KINDS[name]
     assert one(file, cells).kind is kind
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_empty_lines_before_the_header_are_none_of_the_rows(end, mark, file):
+    """In a table of one column an empty line is a row behind the header, and only there."""
+    file.write_text(mark + end.join(["", "", "v", "1.5", "", "2.25", "4.5"]), newline="")
+    table = Table().fitted(file)
+    assert [(c.name, c.kind) for c in table.columns] == [("v", Kind.REAL)]
+    assert table.read(file).raw["v"].to_pylist() == ["1.5", "", "2.25", "4.5"]
+    file.write_text(mark + end.join(["", "v,w", "1.5,1", "", "2.25,2", "4.5,7"]), newline="")
+    table = Table().fitted(file)
+    assert table.read(file).raw["v"].to_pylist() == ["1.5", "2.25", "4.5"]
 
 
 def test_the_user_has_the_last_word(file):
@@ -104,6 +119,13 @@ def test_a_column_can_be_said_in_one_word(text, column):
 @pytest.mark.parametrize("text", ["age", "age=", "=count", "age=cuont", "age=Count"])
 def test_what_says_nothing_of_a_column_is_refused(text):
     with pytest.raises(UsageError, match="NAME=KIND"):
+        Column.parsed(text)
+
+
+@pytest.mark.parametrize("text", ["size=s<m<m<l", "size=s<m<", "size=<s", "size=NA<low<high", "size=s< m <m"])
+def test_labels_that_no_cell_can_have_are_refused(text):
+    """A model would give them a probability, and make cells of them."""
+    with pytest.raises(UsageError, match="each of its labels once"):
         Column.parsed(text)
 
 
@@ -307,6 +329,11 @@ BROKEN = {
         "nearly every cell of the column 'a' is an ISO date, but not at row 41: '2024-02-30'",
     ),
     "names": (b"a\n" + b"\n".join(b"person %d" % i for i in range(60)), "60 different values in 60 cells"),
+    "decimal commas": (b"a;b\n" + b"\n".join(b"%d;%d,5" % (i, i % 3) for i in range(30)), "point before decimals"),
+    "commas between thousands": (
+        b"a\n" + b"\n".join(b'"1,%03d.50"' % i for i in range(30)), "row 1: '1,000.50'; row 2: '1,001.50'",
+    ),
+    "numbers beyond what has a mean": (b"a\n" + b"\n".join(b"%de307" % i for i in range(1, 18)), "row 1: '1e307'"),
     "an endless number": (b"a\n" + b"1.5\n" * 30 + b"1e999\n", "row 31: '1e999'"),
     "a huge cell": (b"a,b\n1,2\n3," + b"x" * (2 << 20) + b"\n", "the longest of 2,097,152"),
     "a long label": (b"a\n" + b"x\n" * 30 + b"y" * 1001 + b"\n", "at most 1,000 letters"),
@@ -321,6 +348,28 @@ def test_what_is_wrong_with_a_file_is_said(name, file):
         open_data(str(file))
     assert message in str(raised.value)
     assert file.name in str(raised.value)
+
+
+def test_large_numbers_have_units_and_what_has_none_is_refused(file, tmp_path):
+    """Of equal numbers as large as these the mean is a little off, which must not become a large x."""
+    assert one(file, [f"{10**30 + i}" for i in range(30)]).scale >= 1.0
+    assert abs(Table().read(file).x).max() <= 2.0
+    spread = one(file, [f"{2**53 + 100 * i}" for i in range(30)])
+    assert spread.scale == pytest.approx(100 * np.arange(30).std())
+    far = one(file, [f"{i % 2 * 2 - 1}e299" for i in range(30)] + ["3e299"])
+    assert math.isfinite(far.loc)
+    assert math.isfinite(far.scale)
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"v": [1e301, 1.5, 2.5] * 4, "w": [math.inf, 1.5, 2.5] * 4}), path)
+    for name in "vw":
+        with pytest.raises(DataError, match=rf"'{name}' should hold finite numbers .* row 1: .*--ignore {name}"):
+            Table(ignore=("vw".replace(name, ""),)).fitted(path)
+
+
+def test_labels_with_commas_are_labels_where_that_is_said(file):
+    file.write_text("a;b\n" + "\n".join(f"{i};{i % 3},5" for i in range(30)))
+    columns = Table((Column("b", Kind.CATEGORICAL),)).fitted(file).columns
+    assert columns[1].levels == ("0,5", "1,5", "2,5")
 
 
 def test_five_offenders_are_named_and_the_rest_counted(file):
@@ -348,6 +397,41 @@ def test_a_declared_kind_is_held_to(kind, cells, offender, file):
         one(file, cells, kind=kind)
     assert offender in str(raised.value)
     assert "'v'" in str(raised.value)
+
+
+TYPED = {
+    "whole": pa.array([2023, None, 2024]), "float": pa.array([1.5, None, 2.5]),
+    "yes or no": pa.array([True, None, False]), "day": pa.array([date(2024, 3, 1), None, date(2024, 3, 2)]),
+    "moment": pa.array([datetime(2024, 3, 1), None, datetime(2024, 3, 2)], pa.timestamp("ns")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TYPED)
+@pytest.mark.parametrize("kind", [Kind.REAL, Kind.COUNT, Kind.POSITIVE, Kind.DATE])
+def test_a_type_that_is_not_of_the_declared_kind_is_refused_and_not_counted_from_1970(name, kind, tmp_path):
+    path, is_date = tmp_path / "t.parquet", name in ("day", "moment")
+    pq.write_table(pa.table({"v": TYPED[name]}), path)
+    if is_date != (kind is Kind.DATE):
+        with pytest.raises(DataError, match=f"'v' should hold {kind.value}, but not at row 1: .*; row 3: "):
+            Table((Column("v", kind),)).fitted(path)
+    elif (name, kind) not in [("float", Kind.COUNT), ("yes or no", Kind.POSITIVE)]:
+        assert Table((Column("v", kind),)).read(path).x.isnan().flatten().tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("kind", [Kind.REAL, Kind.DATE, None])
+@pytest.mark.parametrize("cells", [pa.array([0, 10**12], pa.timestamp("s")), pa.array([0, 10**8], pa.date32())])
+def test_a_date_in_no_year_is_refused(kind, cells, tmp_path):
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"v": cells}), path)
+    with pytest.raises(DataError, match=r"row 2: 100000000\d* as "):
+        Table((Column("v", kind),) if kind else ()).fitted(path)
+
+
+def test_a_moment_whose_utc_is_in_no_year_is_no_date(file):
+    lines = [f"2024-03-{day:02d}T12:00" for day in range(1, 29)]
+    file.write_text("\n".join(["v", *lines, "0001-01-01T00:00+05:00"]))
+    with pytest.raises(DataError, match="row 29: '0001-01-01T00:00"):
+        Table().fitted(file)
 
 
 def test_too_few_rows_and_too_many_columns_and_labels(file):

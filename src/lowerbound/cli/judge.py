@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lowerbound.cli.options import Data, DataDir, Device, Json, Precision, Run, Samples, Seed, Split, precision_of
 from lowerbound.cli.show import job, print_comparison, print_evaluation, print_json
 from lowerbound.errors import UsageError
+
+if TYPE_CHECKING:
+    from lowerbound.cli.saved import Saved
 
 # As `lowerbound.evaluation` has it; that would import torch for `--help`.
 SPLIT_EXAMPLES = 32
@@ -104,13 +108,14 @@ def compare(
     if len(set(runs)) < 2:
         raise UsageError(f"A comparison needs at least 2 different runs; got {len(set(runs))}.")
     saved = {str(run): open_saved(run, None, data_dir) for run in runs}
-    prints = {name: one.data.split(split).fingerprint for name, one in saved.items()}
+    prints = {name: (one.data.split(split).fingerprint, _units(one)) for name, one in saved.items()}
     (first, expected), *others = prints.items()
     for name, found in others:
         if found != expected:
             raise UsageError(
-                f"{first} and {name} do not see the same {split} examples: they were trained on other data, or on "
-                "other binarisations of it. Runs can be compared when both are the same."
+                f"{first} and {name} do not see the same {split} examples: they were trained on other data, or "
+                "these were read in another way: in other units, columns or binarisations. Runs can be compared when "
+                "both are the same."
             )
     with job("comparing") as report:
         result = measure(
@@ -129,3 +134,11 @@ def compare(
         print_json(result.to_json())
     else:
         print_comparison(f"{saved[first].data.name}, {split}, {result.evaluations[0].n:,} examples", result)
+
+
+def _units(saved: Saved) -> tuple[tuple[float, float], ...]:
+    """Returns the units that log p(x) of a table is in, which x has lost; nothing of other data."""
+    from lowerbound.data import Table
+
+    table = saved.view.reading
+    return tuple((c.loc, c.scale) for c in table.columns if c.kind.is_measured) if isinstance(table, Table) else ()

@@ -13,7 +13,7 @@ from rich.markup import escape
 from lowerbound.cli import tables
 from lowerbound.cli.blocks import write_blocks
 from lowerbound.cli.options import Data, DataDir, Device, Json, Run, Seed, Split
-from lowerbound.cli.show import job, print_json, print_note, stdout
+from lowerbound.cli.show import job, print_json, print_note, stdout, visible
 from lowerbound.errors import UsageError
 
 if TYPE_CHECKING:
@@ -62,6 +62,8 @@ def sample(
         otherwise (--no-draw), rows of a table always are.
     """
     if _kind(out) in tables.SUFFIXES:
+        if draw is False:
+            raise _rows_are_drawn()
         for note in tables.sample_rows(run, out, n, where, seed, device, labelled=label is not None):
             print_note(f"Note: {note}.")
         _report(out, n, "samples", json)
@@ -73,7 +75,7 @@ def sample(
 
     vae, reading = _model(run, device)
     labels = tasks.labels_to_sample(vae, n, label)
-    x = tasks.sample(vae, n, label=labels, seed=seed, draw=_is_text(vae) if draw is None else draw)
+    x = tasks.sample(vae, n, label=labels, seed=seed, draw=_is_drawn(vae, draw))
     if _kind(out) == ".png" and labels is not None and label is None:
         classes = vae.classes[:n]
         rows, columns = figures.in_rows([x[labels == k] for k in classes])
@@ -248,7 +250,7 @@ def interpolate(
     for name, place in (("--from", from_), ("--to", to)):
         if not 0 <= place < len(source):
             raise UsageError(
-                f"{name} should be from 0 to {len(source) - 1:,}, a place in the {saved.named(split)} examples; got "
+                f"{name} should be from 0 to {len(source) - 1:,}, a place in the split {saved.named(split)}; got "
                 f"{place}."
             )
     ends = source.examples(torch.tensor([from_, to]))
@@ -281,11 +283,23 @@ def _model(run: Path, device: str) -> tuple[VAE, Reading | None]:
     return saved.vae.to(resolve_device(device)), view_of(saved.record).reading
 
 
-def _is_text(vae: VAE) -> bool:
-    """Whether what stands for a mean of p(x|z) is but its likeliest x, and no sample of anything."""
+def _rows_are_drawn() -> UsageError:
+    return UsageError("Rows of a table are drawn, for their means are no rows; leave --no-draw out.")
+
+
+def _is_drawn(vae: VAE, asked: bool | None) -> bool:
+    """Whether samples are drawn from p(x|z): where its mean is no sample of anything, unless told otherwise.
+
+    Raises:
+        UsageError: It is told otherwise of a table.
+    """
     from lowerbound.data import Support
 
-    return Support.TOKENS in vae.likelihood.exact
+    if Support.TABLE in vae.likelihood.exact:
+        if asked is False:
+            raise _rows_are_drawn()
+        return True
+    return Support.TOKENS in vae.likelihood.exact if asked is None else asked
 
 
 def _kind(path: Path) -> str:
@@ -341,5 +355,5 @@ def _report(path: Path, count: int, what: str, json: bool, reading: Reading | No
         return
     if reading is not None:
         for line in zip(*(reading.lines(x[:_SHOWN]) for x in examples), strict=True):
-            stdout.print(escape("  " + " → ".join(line)), soft_wrap=True)
-    stdout.print(f"Wrote {count:,} {what} to {escape(str(path))}", soft_wrap=True)
+            stdout.print(escape("  " + visible(" → ".join(line))), soft_wrap=True)
+    stdout.print(f"Wrote {count:,} {what} to {escape(visible(str(path)))}", soft_wrap=True)

@@ -60,16 +60,22 @@ class Saved:
         """Returns the split called `name`, or `all` in the source's own order; see `named` where there is no name.
 
         Raises:
-            UsageError: There is no such split.
+            UsageError: There is no such split, or x has another shape than the model's.
             DataError: The source cannot be had.
         """
         name = self.named(name)
         if name not in (ALL, *SPLITS):
             raise UsageError(f"There is no split {name!r}. {did_you_mean(name, (ALL, *SPLITS))}")
         if name != ALL:
-            return self.data.split(name)
-        with job("reading") as report:
-            return self.view.whole(self.source, self.data_dir, report)
+            found = self.data.split(name)
+        else:
+            with job("reading") as report:
+                found = self.view.whole(self.source, self.data_dir, report)
+        if found.event_shape != self.vae.event_shape:
+            raise UsageError(
+                f"The model is built for x of shape {self.vae.event_shape}, the data's is {found.event_shape}."
+            )
+        return found
 
 
 def open_saved(run: Path, source: str | None = None, data_dir: Path | None = None) -> Saved:

@@ -29,14 +29,28 @@ stdout = Console(highlight=False)
 stderr = Console(stderr=True, highlight=False)
 
 
+# Names and cells are of files, and the terminal obeys what is no letter in them.
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))} | {9: "\\t", 10: "\\n", 13: "\\r"}
+
+
+def visible(text: str) -> str:
+    r"""Returns text without line breaks and control characters, which are written out.
+
+    Example:
+        >>> print(visible("one\ntwo \x1b[31m"))
+        one\ntwo \x1b[31m
+    """
+    return text.translate(_CONTROLS)
+
+
 def print_error(message: str) -> None:
     """Prints one paragraph to stderr."""
-    stderr.print(f"[bold red]Error:[/] {escape(message)}", soft_wrap=not stderr.is_terminal)
+    stderr.print(f"[bold red]Error:[/] {escape(visible(message))}", soft_wrap=not stderr.is_terminal)
 
 
 def print_note(message: str) -> None:
     """Prints a remark to stderr."""
-    stderr.print(escape(message), soft_wrap=not stderr.is_terminal)
+    stderr.print(escape(visible(message)), soft_wrap=not stderr.is_terminal)
 
 
 def print_json(document: Any) -> None:

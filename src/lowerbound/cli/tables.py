@@ -169,6 +169,7 @@ def given_row(table: Table, where: tuple[str, ...]) -> Tensor:
     Raises:
         UsageError: There is no such column, or it cannot hold the value.
     """
+    import numpy as np
     import pyarrow
     import torch
 
@@ -177,15 +178,21 @@ def given_row(table: Table, where: tuple[str, ...]) -> Tensor:
     row = torch.full((len(table.columns),), torch.nan)
     names = [column.name for column in table.columns]
     for text in where:
-        name, equals, value = text.partition("=")
-        if not equals or name not in names:
-            raise UsageError(f"--where takes COLUMN=VALUE; got {text!r}. {did_you_mean(name, names)}")
-        column = table.columns[names.index(name)]
-        cell = float(column.encode(pyarrow.array([value]))[0][0])
-        if cell != cell:
+        # A name may have a = of its own.
+        name = max((n for n in names if text.startswith(f"{n}=")), key=len, default=None)
+        if name is None:
+            near = did_you_mean(text.partition("=")[0], names)
+            raise UsageError(f"--where takes COLUMN=VALUE; got {text!r}. {near}")
+        place, value = names.index(name), text[len(name) + 1 :]
+        column = table.columns[place]
+        with np.errstate(over="ignore"):
+            cell = column.encode(pyarrow.array([value]))[0].astype(np.float32)[0]
+        if not np.isfinite(cell):
             known = f" ({', '.join(column.levels[:10])})" if column.levels else ""
             raise UsageError(f"The column {name!r} holds {column.kind.value}{known}, which {value!r} is not.")
-        row[names.index(name)] = cell
+        if not row[place].isnan():
+            raise UsageError(f"--where gives a cell of each column at most; got {name!r} twice.")
+        row[place] = float(cell)
     return row
 
 

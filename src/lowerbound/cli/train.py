@@ -310,10 +310,11 @@ def _train(name: str, recipe: Callable[..., Run], settings: dict[str, Any], comm
     device = resolve_device(common.device)
     folder = RunFolder(common.out)
     folder.check_free(may_exist=common.resume or common.overwrite)
+    told = {**common.reading, **_unit_of(settings)}
     asked = {
         "recipe": name,
         "settings": {s.name: _plain(settings.get(s.name, s.default)) for s in recipe_settings(recipe)},
-        "reading_options": {option: spec.describe(value) for option, value in common.reading.items()},
+        "reading_options": {option: spec.describe(value) for option, value in told.items()},
     }
     found = _found_before(folder, asked, common)
     with job("reading") as report:
@@ -322,7 +323,7 @@ def _train(name: str, recipe: Callable[..., Run], settings: dict[str, Any], comm
             data_dir=common.data_dir,
             num_valid=common.valid,
             reading=found,
-            options=common.reading if found is None else None,
+            options=told if found is None else None,
             on_progress=report,
         )
     run = prepare(recipe, source, settings, _changes(common))
@@ -343,6 +344,15 @@ def _train(name: str, recipe: Callable[..., Run], settings: dict[str, Any], comm
             if common.resume:
                 print_note(f"There was no run in {common.out} yet: beginning it.")
         return _carry_out(experiment, common)
+
+
+def _unit_of(settings: dict[str, Any]) -> dict[str, Any]:
+    """Returns what a setting says of how a file of text is to be read: what is none in UTF-8 opens as bytes alone."""
+    from lowerbound.data import Unit
+    from lowerbound.recipes.text import UnitName
+
+    unit = settings.get("unit")
+    return {"unit": Unit(unit.value)} if isinstance(unit, UnitName) and unit is not UnitName.AUTO else {}
 
 
 def _found_before(folder: RunFolder, asked: dict[str, Any], common: Common) -> Reading | None:
@@ -392,23 +402,29 @@ def _carry_out(experiment: Experiment, common: Common) -> int:
 
 
 def _close(experiment: Experiment, common: Common) -> None:
-    """Draws the figures, measures the model on validation (or training, if that is all there is), and says so."""
+    """Draws the figures, measures the model on validation (or training, if that is all there is), and says so.
+
+    A single example has no standard error, so it is not measured on.
+    """
     from lowerbound.evaluation import evaluate
     from lowerbound.experiment import notes_of, objective_of
 
     written = experiment.draw_figures()
     data, folder = experiment.run.data, experiment.folder
-    split = "train" if data.valid is None else "valid"
-    saved = folder.read()
-    result = evaluate(
-        saved.vae,
-        data.split(split),
-        num_samples=_CLOSING_SAMPLES,
-        limit=_CLOSING_EXAMPLES,
-        gap=0,
-        objective=objective_of(saved.record),
-        notes=notes_of(saved.record),
-    )
+    sources = {"valid": data.valid, "train": data.train}
+    split = next((name for name, source in sources.items() if source is not None and len(source) > 1), None)
+    result = None
+    if split is not None:
+        saved = folder.read()
+        result = evaluate(
+            saved.vae,
+            data.split(split),
+            num_samples=_CLOSING_SAMPLES,
+            limit=_CLOSING_EXAMPLES,
+            gap=0,
+            objective=objective_of(saved.record),
+            notes=notes_of(saved.record),
+        )
     seconds = experiment.state.seconds
     if common.json:
         print_json(
@@ -418,17 +434,21 @@ def _close(experiment: Experiment, common: Common) -> None:
                 "step": experiment.state.step,
                 "seconds": round(seconds, 3),
                 "metrics": folder.read_metrics()[-1],
-                split: result.to_json(),
+                **({} if result is None else {split: result.to_json()}),
                 "figures": [str(path) for path in written],
             }
         )
         return
-    print_evaluation(f"{common.out}: {data.name}, {len(data.split(split)):,} {split} examples", result)
+    if split is None or result is None:
+        print_note("Note: there are too few examples to measure the model: a standard error takes at least 2.")
+    else:
+        print_evaluation(f"{common.out}: {data.name}, {len(data.split(split)):,} {split} examples", result)
     stdout.print(f"Trained for {seconds:.0f} s, {experiment.state.step:,} updates.")
     stdout.print("Figures:", *(escape(str(path)) for path in written), sep="\n  ", soft_wrap=True)
-    stdout.print(
-        f"Next, on the test split: lowerbound evaluate {escape(str(common.out))} --samples 1000", soft_wrap=True
-    )
+    if len(data.test) > 1:
+        stdout.print(
+            f"Next, on the test split: lowerbound evaluate {escape(str(common.out))} --samples 1000", soft_wrap=True
+        )
 
 
 @contextmanager

@@ -70,6 +70,8 @@ def _parts(path: Path, fewest: int) -> tuple[Source, ...]:
         ) from error
     except Exception as error:  # NumPy reads a header as Python, so a damaged one can end in anything
         reason = " ".join(str(error).split())
+        if "pickle" in reason:  # NumPy takes for one whatever it does not know, and says how to load it all the same
+            reason = "it is none, or holds Python objects, which may be programs and are not loaded"
         raise DataError(
             f"{source} cannot be read as a NumPy file ({reason}); save it again with numpy.save."
         ) from error

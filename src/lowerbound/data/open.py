@@ -30,6 +30,13 @@ _READINGS: dict[str, type[Reading]] = {
     ".txt": Text,
     **dict.fromkeys(Table.exports, Table),
 }
+# As messages have it. What has lines is not known by its suffix, so any file may be read as text.
+_KINDS: dict[type[Reading], str] = {
+    Arrays: "NumPy files, .npy or .npz",
+    Table: "tables, .csv, .tsv or .parquet files",
+    Pictures: "folders of pictures",
+    Text: "files of text",
+}
 _NAMES = f"{', '.join(list(_READINGS)[:-1])} or {list(_READINGS)[-1]}"
 
 
@@ -56,7 +63,12 @@ class View:
     balance: str = ""
 
     def of(self, source: str, data_dir: Path | None = None, on_progress: Report | None = None) -> Data:
-        """Opens a source and looks at it this way."""
+        """Opens a source and looks at it this way.
+
+        Raises:
+            DataError: The source cannot be had, or is of another kind than the one that was looked at first.
+        """
+        self._check_kind(source)
         data = open_data(
             source, data_dir=data_dir, num_valid=self.num_valid, reading=self.reading, on_progress=on_progress
         )
@@ -73,8 +85,10 @@ class View:
         What is drawn of each, grey values made binary and levels spread, is drawn once, apart from the splits' draws.
 
         Raises:
-            DataError: The source is unknown, broken or cannot be had.
+            DataError: The source is unknown, broken or cannot be had, or of another kind than the one that was looked
+                at first.
         """
+        self._check_kind(source)
         if source in NAMED:
             learned, test = NAMED[source].load(data_dir)
             whole = learned.joined(test)
@@ -89,9 +103,27 @@ class View:
         """Returns whether a source tells itself which of its examples are to be tested on.
 
         Raises:
-            DataError: The source is unknown, broken or cannot be had.
+            DataError: The source is unknown, broken or cannot be had, or of another kind than the one that was looked
+                at first.
         """
+        self._check_kind(source)
         return source in NAMED or (self.reading or reading_of(source)).has_splits(Path(source))
+
+    def _check_kind(self, source: str) -> None:
+        kind = type(self.reading)
+        if source in NAMED or kind not in _KINDS or not os.path.exists(source):
+            return
+        found = Pictures if os.path.isdir(source) else _READINGS.get(Path(source).suffix.lower())
+        if Pictures in (kind, found) and kind is not found:
+            what = "a folder" if found is Pictures else "a file"
+        elif kind is not Text and found is not None and kind is not found:
+            what = f"a {Path(source).suffix.lower()} file"
+        else:
+            return
+        raise DataError(
+            f"{source} is {what}, but this run learned from {_KINDS[kind]}, so it reads nothing else. Give --data of "
+            "that kind, or train a run on what you have."
+        )
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,11 @@ from lowerbound.errors import ResourceError
 
 MISSING = ("", "NA", "N/A", "n/a", "na", "#N/A", "<NA>", "NaN", "nan", "NULL", "Null", "null", "?")
 _NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
+# 1,5 and 1,234.50 and 1.234,50
+_OTHER_NUMBER = r"^[+-]?(\d+,\d+|\d{1,3}(,\d{3})+(\.\d+)?|\d{1,3}([.' ]\d{3})+,\d+)$"
+# Of numbers up to that, as many as there can be have a sum, and a distance from their mean.
+LARGEST = 1e300
+FIRST_DAY, LAST_DAY = -719_162.0, 2_932_896.0  # of the years 1 and 9999
 _SECONDS = 86_400.0
 _EPOCH = datetime(1970, 1, 1)
 
@@ -72,7 +77,7 @@ def labels(array: Any) -> Any:
 def numbers(array: Any) -> tuple[np.ndarray, np.ndarray]:
     """Returns cells as numbers, float64 `[N]` with NaN where there is none, and where they are bad.
 
-    Infinities, and what is too large for a float64, are bad.
+    Infinities, and what is beyond `LARGEST`, are bad; so are dates.
 
     Example:
         >>> import pyarrow
@@ -82,22 +87,41 @@ def numbers(array: Any) -> tuple[np.ndarray, np.ndarray]:
     """
     pa = arrow()
     bad = np.zeros(len(array), dtype=bool)
+    if pa.types.is_temporal(array.type):
+        return _none_of(array)
     if is_text(array):
         text = trimmed(array)
         fits = pa.compute.match_substring_regex(text, _NUMBER)
         bad = _numpy(pa.compute.fill_null(pa.compute.invert(fits), False))
         array = pa.compute.if_else(fits, text, pa.scalar(None, text.type))
     values = np.array(array.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False), dtype=np.float64)
-    infinite = np.isinf(values)
-    values[infinite] = np.nan
-    return values, bad | infinite
+    with np.errstate(invalid="ignore"):
+        endless = np.abs(values) > LARGEST
+    values[endless] = np.nan
+    return values, bad | endless
+
+
+def nearly_numbers(array: Any) -> np.ndarray:
+    """Returns where text is what people write for a number, but none here: with commas, or too large; bool `[N]`.
+
+    Example:
+        >>> import pyarrow
+        >>> nearly_numbers(pyarrow.array(["1,5", "1,234.50", "1e999", "1.5", "a, b", ""])).tolist()
+        [True, True, True, False, False, False]
+    """
+    pa = arrow()
+    text = trimmed(array)
+    other = [pa.compute.match_substring_regex(text, pattern) for pattern in (_OTHER_NUMBER, _NUMBER)]
+    commas, plain = (_numpy(pa.compute.fill_null(one, False)) for one in other)
+    found: np.ndarray = commas | (plain & numbers(array)[1])
+    return found
 
 
 def days(array: Any) -> tuple[np.ndarray, np.ndarray, bool]:
     """Returns dates as days since 1970, float64 `[N]`, where they are bad, and whether they have a time of day.
 
     Text is a date in the ways of ISO 8601: 2024-03-01, 2024-03-01T12:30, 2024-03-01 12:30:15. A time zone is taken into
-    account and the result is in UTC.
+    account and the result is in UTC. Numbers and Booleans are bad, and so is what is in no year from 1 to 9999.
 
     Example:
         >>> import pyarrow
@@ -105,11 +129,18 @@ def days(array: Any) -> tuple[np.ndarray, np.ndarray, bool]:
         (array([ 1., nan, nan]), array([False, False,  True]), False)
     """
     pa = arrow()
+    if not (is_text(array) or pa.types.is_temporal(array.type) or pa.types.is_null(array.type)):
+        # Since when a number counts, and what, is not said.
+        return (*_none_of(array), False)
     if not is_text(array):
         timed = bool(pa.types.is_timestamp(array.type))
         stamps = array.cast(pa.timestamp("us", tz=array.type.tz) if timed else pa.timestamp("us"), safe=False)
         micro = np.array(stamps.cast(pa.int64()).to_numpy(zero_copy_only=False), dtype=np.float64)
-        return micro / (1e6 * _SECONDS), np.zeros(len(array), dtype=bool), timed
+        found = micro / (1e6 * _SECONDS)
+        with np.errstate(invalid="ignore"):
+            bad = (found < FIRST_DAY) | (found >= LAST_DAY + 1)
+        found[bad] = np.nan
+        return found, bad, timed
     encoded = trimmed(array).dictionary_encode()
     read = [_day(text) for text in encoded.dictionary.to_pylist()]
     values = np.array([np.nan if r is None else r[0] for r in read] + [np.nan])
@@ -119,6 +150,11 @@ def days(array: Any) -> tuple[np.ndarray, np.ndarray, bool]:
     return found, bad, any(r is not None and r[1] for r in read)
 
 
+def _none_of(array: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Returns cells of a type that is not asked for: all that are there are bad."""
+    return np.full(len(array), np.nan), ~missing(array)
+
+
 def _day(text: str) -> tuple[float, bool] | None:
     if len(text) < 10 or text[4] != "-":
         return None
@@ -126,9 +162,9 @@ def _day(text: str) -> tuple[float, bool] | None:
         if len(text) == 10:
             return float((date.fromisoformat(text) - _EPOCH.date()).days), False
         stamp = datetime.fromisoformat(text)
-    except ValueError:
+        local = stamp.replace(tzinfo=None) - (stamp.utcoffset() or _EPOCH - _EPOCH)
+    except (ValueError, OverflowError):  # the latter where UTC is in another year than there are
         return None
-    local = stamp.replace(tzinfo=None) - (stamp.utcoffset() or _EPOCH - _EPOCH)
     return (local - _EPOCH).total_seconds() / _SECONDS, True
 
 

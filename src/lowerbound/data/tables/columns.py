@@ -26,8 +26,6 @@ from lowerbound.errors import UsageError, did_you_mean
 
 # Above it float32 has no longer every whole number.
 MAX_COUNT = 1 << 24
-_HUGE = 1e300
-_FIRST_DAY, _LAST_DAY = -719_162.0, 2_932_896.0  # of the years 1 and 9999
 
 
 class Kind(enum.StrEnum):
@@ -72,8 +70,8 @@ class Column:
         storage: The Arrow type that it is written with to Parquet; by its kind where that is empty.
 
     Raises:
-        UsageError: A scale is not positive, there are as many shares or repeats as levels no more, or a repeat is
-            below 1.
+        UsageError: A scale is not positive, a label is there twice or means a missing cell, there are
+            as many shares or repeats as levels no more, or a repeat is below 1.
 
     Example:
         >>> Column.parsed("size=small<medium<large").levels
@@ -94,6 +92,11 @@ class Column:
         if not (math.isfinite(self.loc) and 0 < self.scale < math.inf):
             raise UsageError(
                 f"The column {self.name!r} needs a finite loc and a scale above 0; got {self.loc} and {self.scale}."
+            )
+        if len(set(self.levels)) < len(self.levels) or not set(self.levels).isdisjoint(cells.MISSING):
+            raise UsageError(
+                f"The column {self.name!r} needs each of its labels once, and none that means a missing cell; got "
+                f"{' < '.join(map(repr, self.levels[:20]))}."
             )
         if self.shares and len(self.shares) != len(self.levels):
             raise UsageError(f"The column {self.name!r} has {len(self.levels)} levels but {len(self.shares)} shares.")
@@ -186,8 +189,8 @@ class Column:
         if self.kind is Kind.POSITIVE:
             values = np.exp(np.clip(values, -690.0, 690.0))
         if self.kind is Kind.DATE:
-            return [self._date(day) for day in np.clip(values, _FIRST_DAY, _LAST_DAY).tolist()]
-        values = np.clip(values, -_HUGE, _HUGE)
+            return [self._date(day) for day in np.clip(values, cells.FIRST_DAY, cells.LAST_DAY).tolist()]
+        values = np.clip(values, -cells.LARGEST, cells.LARGEST)
         if self.decimals < 0:
             if self.kind is Kind.REAL:
                 # What float32 knows of a cell near 0, it knows in fractions of the scale.

@@ -167,7 +167,9 @@ class _TextFile(TableFile):
         with path.open("rb") as file:
             beginning = file.read(_HEADER + len(_MARK))
         self._offset = len(_MARK) if beginning.startswith(_MARK) else 0
-        first = beginning[self._offset :].decode("utf-8", "ignore").lstrip("\r\n")
+        # In a table of one column an empty line is a row, but not before the header.
+        self._offset += len(beginning) - self._offset - len(beginning[self._offset :].lstrip(b"\r\n"))
+        first = beginning[self._offset :].decode("utf-8", "ignore")
         self._separator = separator_of(first.partition("\n")[0], path.suffix)
         try:
             header = next(csv.reader(io.StringIO(first, newline=""), delimiter=self._separator), [])
@@ -379,6 +381,7 @@ def check_types(file: TableFile, used: Iterable[str]) -> None:
     known = (
         types.is_boolean, types.is_integer, types.is_floating, types.is_decimal,
         types.is_string, types.is_large_string, types.is_date, types.is_timestamp,
+        types.is_null,  # a column without any cell, of which no type is known
     )  # fmt: skip
     wrong = [f"{name} ({type_of[name]})" for name in used if not any(is_one(type_of[name]) for is_one in known)]
     if wrong:

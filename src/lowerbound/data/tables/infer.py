@@ -4,9 +4,10 @@ In this order:
 
 * what Parquet says is a Boolean is binary, a date or a time stamp a date;
 * text of which every cell is a number is taken as numbers, and text of which every cell is an ISO date as dates;
+  where nearly every cell is one, or they are numbers with decimal commas, it is refused;
 * other text is binary with two labels, and categorical with more, up to half as many as there are cells and 1,000;
 * whole numbers are binary where there are two of them, categorical where there are at most 10 and each occurs five
-  times in the mean (codes of classes), and counts where none is negative or above 2^24;
+  times in the mean (codes of classes; each is written in one way), and counts where none is negative or above 2^24;
 * other numbers are positive where all are, they are skewed, and their logarithms are less so; else real.
 
 Where that is not what they are, say it: `Table(columns=...)`, `--columns`.
@@ -14,6 +15,7 @@ Where that is not what they are, say it: `Table(columns=...)`, `--columns`.
 
 from __future__ import annotations
 
+from lowerbound.data.tables.cells import LARGEST
 from lowerbound.data.tables.columns import Column, Kind
 from lowerbound.data.tables.tally import FEW_LEVELS, Moments, Numbers, Tally, Wrong, short
 from lowerbound.errors import DataError
@@ -52,26 +54,33 @@ def infer(tally: Tally, where: str) -> Column:
     return found
 
 
-def refusal(column: Column, wrong: Wrong, where: str) -> DataError:
-    """Returns what is said of cells that a column cannot take."""
+def refusal(column: Column, wrong: Wrong, where: str, *, is_new: bool = False) -> DataError:
+    """Returns what is said of cells that a column cannot take; in a new file, what it holds is decided."""
     levels = f" ({', '.join(column.levels[:10])}{', ...' if column.num_levels > 10 else ''})"
     what = column.kind.value + (levels if column.levels else "")
-    return DataError(
-        f"{where}: the column {column.name!r} should hold {what}, but not at {wrong}. Mend the cells, or "
-        f"say what the column is: --columns {column.name}=KIND, or --ignore {column.name}."
+    advice = (
+        "Mend the cells, or leave them empty where they are not known"
+        if is_new
+        else f"Mend the cells, or say what the column is: --columns {column.name}=KIND, or --ignore {column.name}"
     )
+    return DataError(f"{where}: the column {column.name!r} should hold {what}, but not at {wrong}. {advice}.")
 
 
 def _kind(tally: Tally, where: str) -> Kind:
     if tally.is_boolean:
         return Kind.BINARY
     if tally.is_temporal:
+        if tally.undated.count:
+            raise refusal(Column(tally.name, Kind.DATE), tally.undated, where)
         return Kind.DATE
     if not tally.bad.count:
-        return _kind_of_numbers(tally.numbers)
+        return _kind_of_numbers(tally.numbers, len(tally.labels.counts))
     name = tally.name
     if not tally.is_text:
-        raise DataError(f"{where}: the column {name!r} should hold finite numbers, but not at {tally.bad}.")
+        raise DataError(
+            f"{where}: the column {name!r} should hold finite numbers of up to {LARGEST:g}, but not at {tally.bad}. "
+            f"Mend those cells (null where they are not known), or leave the column out: --ignore {name}."
+        )
     if not tally.undated.count:
         return Kind.DATE
     for what, wrong in (("a number", tally.bad), ("an ISO date", tally.undated)):
@@ -81,6 +90,12 @@ def _kind(tally: Tally, where: str) -> Kind:
                 f"cells (leave them empty if they are not known), or say that they are labels: --columns "
                 f"{name}=categorical."
             )
+    if tally.bad.count - tally.nearly.count < (1 - _MOSTLY) * tally.there:
+        raise DataError(
+            f"{where}: the column {name!r} has numbers that are not written as they are read here, at "
+            f"{tally.nearly}. Write a point before decimals, nothing between thousands, and nothing beyond "
+            f"{LARGEST:g}; or say that they are labels: --columns {name}=categorical."
+        )
     if len(tally.labels.counts) > max(_ALWAYS_ALLOWED, min(MAX_LEVELS, tally.there // 2)):
         raise DataError(
             f"{where}: the column {name!r} holds text, with {tally.labels} different values in {tally.there:,} "
@@ -90,11 +105,13 @@ def _kind(tally: Tally, where: str) -> Kind:
     return Kind.BINARY if len(tally.labels.counts) == 2 else Kind.CATEGORICAL
 
 
-def _kind_of_numbers(numbers: Numbers) -> Kind:
+def _kind_of_numbers(numbers: Numbers, spellings: int) -> Kind:
     if numbers.whole:
-        if numbers.distinct == 2:
+        # Where one is written in two ways, 1 and 1.0, they are no labels.
+        are_codes = spellings <= numbers.distinct
+        if are_codes and numbers.distinct == 2:
             return Kind.BINARY
-        if 2 < numbers.distinct <= min(FEW_LEVELS, numbers.plain.count / _EACH):
+        if are_codes and 2 < numbers.distinct <= min(FEW_LEVELS, numbers.plain.count / _EACH):
             return Kind.CATEGORICAL
         if numbers.are_counts:
             return Kind.COUNT
@@ -107,8 +124,8 @@ def _kind_of_numbers(numbers: Numbers) -> Kind:
 
 def _with_units(tally: Tally, kind: Kind) -> Column:
     moments = tally.values if tally.declared is not None else _moments_of(tally, kind)
-    # What is left of a constant column is rounding.
-    scale = moments.std if moments.std > 1e-7 * max(abs(moments.mean), 1e-30) else 1.0
+    # What is left of a constant column is rounding, which of large numbers is not small.
+    scale = moments.std if moments.std > 1e-7 * max(abs(moments.mean), 1e-30) else max(1.0, moments.std)
     return Column(tally.name, kind, moments.mean, scale, decimals=_decimals(tally, kind), storage=_storage(tally))
 
 

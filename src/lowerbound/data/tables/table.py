@@ -276,7 +276,7 @@ class _Encoder:
         """
         for column, wrong in zip(self.columns, self._bad, strict=True):
             if wrong.count:
-                raise refusal(column, wrong, str(self.path))
+                raise refusal(column, wrong, str(self.path), is_new=True)
         strange = [
             f"column {column.name!r}: {wrong}"
             for column, wrong in zip(self.columns, self._strange, strict=True)

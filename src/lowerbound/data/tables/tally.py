@@ -46,12 +46,20 @@ class Wrong:
         places = np.flatnonzero(wrong)
         for place in places[: _LISTED - len(self._first)]:
             # Rows are counted from 1, without the header.
-            self._first.append(f"row {start + place + 1}: {short(array[int(place)].as_py())}")
+            self._first.append(f"row {start + place + 1}: {_cell(array[int(place)])}")
         self.count += len(places)
 
     def __str__(self) -> str:
         more = f" and {self.count - len(self._first):,} more" if self.count > len(self._first) else ""
         return f"{'; '.join(self._first)}{more}"
+
+
+def _cell(scalar: Any) -> str:
+    """Returns a cell of an Arrow array as it is shown in a message."""
+    try:
+        return short(scalar.as_py())
+    except (ValueError, OverflowError):  # a moment that Python has not: too far off, or too fine without pandas
+        return f"{scalar.value} as {scalar.type}"
 
 
 def short(value: Any) -> str:
@@ -210,6 +218,7 @@ class Tally:
     Attributes:
         there: Cells that are not missing.
         bad: Cells that are no numbers.
+        nearly: Those of them that people write for numbers.
         undated: Cells that are no dates.
         refused: Cells that the declared column does not hold.
         numbers: The cells that are numbers.
@@ -224,7 +233,7 @@ class Tally:
         types = cells.arrow().types
         self.name, self.type, self.declared = name, type_of, declared
         self.there = 0
-        self.bad, self.undated, self.refused = Wrong(), Wrong(), Wrong()
+        self.bad, self.nearly, self.undated, self.refused = Wrong(), Wrong(), Wrong(), Wrong()
         self.numbers, self.days, self.values, self.labels = Numbers(), Moments(), Moments(), Labels()
         self.timed = False
         self.is_text = bool(types.is_string(type_of) or types.is_large_string(type_of))
@@ -269,6 +278,8 @@ class Tally:
                 self.labels.add(array)
             return
         self.labels.add(array)
+        if bad.any():
+            self.nearly.add(cells.nearly_numbers(array), array, start)
         if self.bad.count:
             self._add_days(array, there, start)
         else:

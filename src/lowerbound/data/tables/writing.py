@@ -12,7 +12,7 @@ import io
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,7 +22,7 @@ import numpy as np
 from lowerbound.data.tables.cells import arrow
 from lowerbound.data.tables.columns import Column, Kind
 from lowerbound.data.tables.files import SEPARATORS
-from lowerbound.errors import ResourceError, UsageError
+from lowerbound.errors import DataError, ResourceError, UsageError
 
 SUFFIXES = (*SEPARATORS, ".parquet")
 _RUNS = ("=", "+", "-", "@", "\t", "\r")
@@ -86,7 +86,13 @@ class Copied:
 
     def texts(self) -> list[str]:
         """Returns them as text: those that were there as they were."""
-        text = self.cells if str(self.cells.type) in ("string", "large_string") else self.cells.cast(arrow().string())
+        try:
+            text = self.cells.cast(arrow().string())
+        except arrow().ArrowException as error:
+            raise UsageError(
+                f"The file has a column of the Arrow type {self.cells.type}, which cannot be written as text. Use "
+                "--out FILE.parquet, or leave that column out of the file."
+            ) from error
         old = [value or "" for value in text.to_pylist()]
         if self.made is None or self.holes is None:
             return old
@@ -97,7 +103,18 @@ class Copied:
         if self.made is None or self.holes is None or not self.holes.any():
             return self.cells
         pa = arrow()
-        return pa.compute.if_else(pa.array(self.holes), as_type(self.made.values, self.cells.type), self.cells)
+        if pa.types.is_null(self.cells.type):  # without any cell, so there was no type to keep
+            return self.made.array()
+        try:
+            made = as_type(self.made.values, self.cells.type)
+        except (pa.ArrowException, TypeError) as error:
+            column = self.made.column
+            raise DataError(
+                f"The column {column.name!r} has the Arrow type {self.cells.type} in the file, which cannot hold the "
+                f"{column.kind.value} that is put into its holes. Give it the type that it had in training, or use "
+                "--out FILE.csv."
+            ) from error
+        return pa.compute.if_else(pa.array(self.holes), made, self.cells)
 
 
 class Writer(ABC):
@@ -163,12 +180,19 @@ def written(path: Path, names: Sequence[str]) -> Iterator[Writer]:
         names: The columns' names.
 
     Raises:
-        UsageError: The suffix is another.
+        UsageError: The suffix is another, or a name stands there twice.
         ResourceError: The disk is full or refuses; what was there before is intact.
     """
     check_suffix(path)
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UsageError(
+            f"{path} would have the column {', '.join(map(repr, twice[:5]))} twice: it is in the file already. Rename "
+            "it there."
+        )
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with beside.open("wb") as file:
             separator = SEPARATORS.get(path.suffix.lower())
             writer = _ParquetWriter(file, names) if separator is None else _TextWriter(file, names, separator)
@@ -176,7 +200,8 @@ def written(path: Path, names: Sequence[str]) -> Iterator[Writer]:
             writer.end()
         beside.replace(path)
     except BaseException as error:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):  # what could not be made cannot be taken away
+            beside.unlink(missing_ok=True)
         if isinstance(error, OSError):
             raise ResourceError(
                 f"{path} could not be written: {error.strerror or error}. Check that it can be."
