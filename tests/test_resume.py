@@ -222,7 +222,7 @@ def finished(finished_run: Path, tmp_path: Path) -> Path:
 )
 def test_resuming_with_other_settings_is_refused_and_touches_nothing(finished: Path, changes: dict[str, Any]) -> None:
     before = content_of(finished)
-    assert_refused(call(*tiny(finished, **changes), "--resume"), 2, "other settings", " was ", " is now ")
+    assert_refused(call(*tiny(finished, **changes), "--resume"), 2, "other settings or other data", " was ", " is now ")
     assert content_of(finished) == before
 
 

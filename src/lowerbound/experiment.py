@@ -240,8 +240,9 @@ class Experiment:
             if differing := _differences(_completed(record.get(part)), mine[part], part):
                 name, before, now = differing[0]
                 raise UsageError(
-                    f"The run in {self.folder.path} cannot go on with other settings: {name} was {before} and is now "
-                    f"{now}. Give the same options as before, or another --out for a new run."
+                    f"The run in {self.folder.path} cannot go on with other settings or other data: {name} was "
+                    f"{before} and is now {now}. Give the same options and the same files as before, or another --out "
+                    "for a new run."
                 )
 
 
