@@ -373,6 +373,9 @@ REFUSED = {
         ("train", "tabular", "--data", "digits", "--out", "{new}", "--ignore", "id"), 2, "(ignore) mean nothing",
     ),
     "pictures": (("train", "tabular", "--data", "digits", "--out", "{new}"), 2, "learns tables"),
+    "a recipe for other data": (
+        ("train", "mlp", "--data", "{csv}", "--out", "{new}", "--ignore", "id"), 2, "Use the recipe tabular",
+    ),
     "no such column": (
         ("train", "tabular", "--data", "{csv}", "--out", "{new}", "--ignore", "iid"), 2, "Did you mean id",
     ),

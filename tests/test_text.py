@@ -489,10 +489,14 @@ def test_what_a_terminal_would_obey_is_written_out(tmp_path):
 def test_bytes_may_be_anything(tmp_path):
     """Of what is no UTF-8 too: what a token is must be known before the file is opened."""
     path = tmp_path / "any.txt"
-    path.write_bytes(b"\n".join(bytes([0, 200 + i % 50, 255, 65 + i % 7]) for i in range(40)))
+    # As UTF-16 begins, too.
+    path.write_bytes(b"\xff\xfe" + b"\n".join(bytes([0, 200 + i % 50, 255, 65 + i % 7]) for i in range(40)))
     words = ("train", "text", "--data", path, "--out", tmp_path / "run", "--epochs", 1, "--width", 4, "--device", "cpu")
     words += ("--batch-size", 8, "--json")
+    assert_refused(call(*words), 3, "UTF-16")
+    path.write_bytes(path.read_bytes().removeprefix(b"\xff\xfe"))
     assert_refused(call(*words), 3, "--unit bytes")
+    path.write_bytes(b"\xff\xfe" + path.read_bytes())
     succeed(call(*words, "--unit", "bytes"))
     assert lb.load(tmp_path / "run").likelihood.unit == "byte"
     assert call(*words, "--unit", "bytes", "--resume").status == 0

@@ -222,10 +222,6 @@ def _blocks(path: Path) -> Iterator[tuple[int, bytes]]:
             number, first = 1, True
             while block := file.read(_BLOCK):
                 block += file.readline()
-                if first and block.startswith(_UTF16):
-                    raise DataError(
-                        f"{path} should be UTF-8, but begins as UTF-16 does. Convert it, with iconv or an editor."
-                    )
                 block = (block.removeprefix(_UTF8_MARK) if first else block).replace(b"\r\n", b"\n")
                 block = block.replace(b"\r", b"\n")
                 yield number, block
@@ -237,6 +233,8 @@ def _blocks(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def _decoded(block: bytes, path: Path, number: int) -> str:
+    if number == 1 and block.startswith(_UTF16):
+        raise DataError(f"{path} should be UTF-8, but begins as UTF-16 does. Convert it, with iconv or an editor.")
     if b"\0" in block:
         raise _unreadable(path, "has a NUL byte", [n for n, line in _numbered(block, number) if b"\0" in line])
     try:

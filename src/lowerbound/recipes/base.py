@@ -126,6 +126,11 @@ def likelihood_head(data: lb.Data, asked: LikelihoodName = LikelihoodName.AUTO) 
                 f"What this recipe is for means nothing for values with support {data.support.value}, as the lines of "
                 f"{data.name} are. These do: RecurrentText. Use the recipe text (lowerbound train text)."
             )
+        case lb.Support.TABLE:
+            raise UsageError(
+                f"What this recipe is for means nothing for values with support {data.support.value}, as the rows of "
+                f"{data.name} are. These do: Columns. Use the recipe tabular (lowerbound train tabular)."
+            )
         case _:
             return lb.heads.ContinuousBernoulli
 
