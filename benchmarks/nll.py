@@ -6,7 +6,7 @@ The seconds of a training are those of its updates, as its metrics have them.
 
     python benchmarks/nll.py nll-10 --seeds 3
     python benchmarks/nll.py nll-10 --seeds 3 --table --limit 1000     only measure, and on fewer digits
-    python benchmarks/nll.py nll-60 --seeds 1 --precision fp32         measure in float32, which takes twice as long
+    python benchmarks/nll.py nll-60 --seeds 1 --precision fp32         measure in float32, which takes longer
 
 A run that is there is not trained again, and one that was interrupted goes on.
 """

@@ -242,6 +242,7 @@ def draw_latent_map(vae: VAE, source: Source, path: Path) -> Path:
             bar.set_ticklabels([str(names[tick].item()) for tick in ticks])
             bar.solids.set_alpha(1)  # type: ignore[union-attr]
         axes.set_aspect("equal", adjustable="datalim")
+        axes.locator_params(nbins=6)  # numbers of four digits would run into one another
         flat = encoded["loc"].flatten(1).shape[1] <= 2
         axes.set_xlabel("z₁" if flat else "first principal component of E[z|x]")
         axes.set_ylabel("z₂" if flat else "second")

@@ -307,8 +307,7 @@ def check_scorable(vae: VAE, source: Source, num_samples: int = 100, limit: int 
     """Raises `UsageError` when a source cannot be scored by a model: see `score`. It takes no time."""
     if len(source) == 0 or (limit is not None and limit < 1):
         raise UsageError(f"Scoring needs at least 1 example; got {len(source)} and a limit of {limit}.")
-    if source.event_shape != vae.event_shape:
-        raise UsageError(f"The model is built for x of shape {vae.event_shape}, the data's is {source.event_shape}.")
+    vae.check_shape(source.event_shape)
     check_draws(num_samples)
     check_density(vae, "gives no bound on log p(x) to score by")
     vae.likelihood.check(source.support)

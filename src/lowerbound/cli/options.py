@@ -24,7 +24,7 @@ Split = Annotated[
 Samples = Annotated[int, Parameter(help="K, importance samples an example for log p(x).")]
 Seed = Annotated[int, Parameter(help="Seeds the draws.")]
 DataDir = Annotated[Path | None, Parameter(help="A folder in which named data sets are looked for first.")]
-Precision = Annotated[str, Parameter(help="auto, fp32 or bf16: the networks' arithmetic; bf16 may take half the time.")]
+Precision = Annotated[str, Parameter(help="auto, fp32 or bf16: the arithmetic of the networks. bf16 may be faster.")]
 Device = Annotated[str, Parameter(help="auto, cpu, cuda or mps.")]
 Json = Annotated[bool, Parameter(help="Print one JSON document.")]
 

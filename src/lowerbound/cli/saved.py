@@ -71,10 +71,7 @@ class Saved:
         else:
             with job("reading") as report:
                 found = self.view.whole(self.source, self.data_dir, report)
-        if found.event_shape != self.vae.event_shape:
-            raise UsageError(
-                f"The model is built for x of shape {self.vae.event_shape}, the data's is {found.event_shape}."
-            )
+        self.vae.check_shape(found.event_shape)
         return found
 
 

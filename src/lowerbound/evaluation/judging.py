@@ -34,7 +34,7 @@ def evaluate(
             of them costs as much as some thousand draws.
         seed: Seeds the draws.
         precision: The arithmetic of the networks; densities and sums are always float32 and float64. In bf16 it takes
-            about half the time where the processor has that, and is the evidence of the model whose networks are
+            some 60 % of the time where the processor has that, and is the evidence of the model whose networks are
             rounded so (`lowerbound.evaluation.measuring`).
         objective: What trained the model, to be named beside the numbers, with its notes.
         notes: Remarks on how the model was trained, to be carried along.

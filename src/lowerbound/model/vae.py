@@ -90,6 +90,14 @@ class VAE(nn.Module):
     def check_labels(self, labels: Tensor | None) -> None:
         """Raises `UsageError` for labels, `[N]` or none, that a conditional model does not know."""
 
+    def check_shape(self, shape: tuple[int, ...]) -> None:
+        """Raises `UsageError` when one x of the data has another shape than the model's."""
+        if shape != self.event_shape:
+            raise UsageError(
+                f"The model is built for x of shape {self.event_shape}, the data's is {shape}. Give data of that "
+                "shape, or build a model for this one."
+            )
+
     def notes(self) -> list[str]:
         """Returns what a reader of this model's numbers must know, in words."""
         return []

@@ -148,8 +148,7 @@ def _progress(state: TrainState, batches_an_epoch: int) -> float:
 
 def check_run(vae: VAE, source: Source, objective: Objective, training: Training) -> None:
     """Raises `UsageError` when model, data, objective and training do not go together."""
-    if source.event_shape != vae.event_shape:
-        raise UsageError(f"The model is built for x of shape {vae.event_shape}, the data's is {source.event_shape}.")
+    vae.check_shape(source.event_shape)
     if len(source) == 0:
         raise UsageError("There are no training examples to learn from: the source is empty. Give at least one batch.")
     if training.batch_size > len(source):
