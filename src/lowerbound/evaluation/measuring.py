@@ -14,8 +14,9 @@ Two measurements that cost more an example are made on some of them, picked by f
 What is kept of an example is a few numbers and two for each component of z.
 
 The first pass may run the networks in bf16, which takes some 60 % of the time where the processor has it. The bounds
-stay bounds on log p(x): a network with rounded arithmetic is another function of the same z, with which p(x|z), p(z) and
-q(z|x) are densities as before, all evaluated in float32. They are those of a slightly different model, and it says so.
+stay bounds on log p(x): a network with rounded arithmetic is another function of the same z, with which p(x|z), p(z)
+and q(z|x) are densities as before, all evaluated in float32. They are those of a slightly different model, and it says
+so.
 """
 
 from __future__ import annotations
