@@ -50,7 +50,7 @@ def nll_10(
     flow_width: int = 128,
     draws: int = 5,
     share: float = 0.2,
-    epochs: int = 130,
+    epochs: int = 124,
     batch_size: int = 1024,
     lr: float = 6e-3,
 ) -> Run:
