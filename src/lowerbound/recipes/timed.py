@@ -97,7 +97,7 @@ def nll_60(
     batch_size: int = 256,
     lr: float = 3e-3,
 ) -> Run:
-    """The best log p(x) in an hour on two cores: residual convolutions, a flow prior, a tighter bound at the end.
+    """The best log p(x) in about an hour on two cores: residual convolutions, a flow prior, a tighter bound at the end.
 
     Args:
         data: The data set, of pictures; grey values are read as probabilities and binarised afresh at each look.
