@@ -93,7 +93,7 @@ def nll_60(
     flow_width: int = 128,
     draws: int = 5,
     share: float = 0.1,
-    epochs: int = 130,
+    epochs: int = 105,
     batch_size: int = 256,
     lr: float = 4e-3,
 ) -> Run:
